@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * KVM userfault: what the rest of KVM needs to know of virt/kvm/userfault.c,
+ * where the locking and the ordering are described.
+ */
+#ifndef __KVM_USERFAULT_H
+#define __KVM_USERFAULT_H
+
+#include <linux/kvm_host.h>
+
+#ifdef CONFIG_KVM_USERFAULT
+
+#define KVM_USERFAULT_MEM_FLAGS	(KVM_MEM_USERFAULT | KVM_MEM_USERFAULT_ARMED)
+
+/*
+ * Architectures that cannot serve some kind of VM define this, e.g. because
+ * taking a private mapping away would lose what the guest has stored there.
+ */
+#ifndef kvm_arch_has_userfault
+#define kvm_arch_has_userfault(kvm) true
+#endif
+
+u32 kvm_userfault_capability(struct kvm *kvm);
+
+int kvm_userfault_prepare_memslot(const struct kvm_memory_slot *old,
+				  struct kvm_memory_slot *new);
+void kvm_userfault_free_memslot(struct kvm_memory_slot *slot,
+				const struct kvm_memory_slot *keep);
+
+bool __kvm_userfault_armed(const struct kvm_memory_slot *slot, gfn_t gfn);
+bool __kvm_userfault_block_armed(const struct kvm_memory_slot *slot, gfn_t gfn,
+				 unsigned long nr_pages);
+void kvm_prepare_userfault_exit(struct kvm_vcpu *vcpu, gpa_t gpa, bool is_write,
+				bool is_exec, bool is_private);
+
+int kvm_vm_ioctl_set_userfault_range(struct kvm *kvm,
+				     struct kvm_userfault_range __user *urange);
+int kvm_vm_ioctl_get_userfault_range(struct kvm *kvm,
+				     struct kvm_userfault_range __user *urange);
+
+/* May the memory slot of @kvm that userspace describes have userfaults? */
+static inline bool kvm_has_userfault(struct kvm *kvm)
+{
+	return kvm_arch_has_userfault(kvm);
+}
+
+/*
+ * Must a vCPU's access to @gfn exit?  Ask after the snapshot of
+ * mmu_invalidate_seq, so that a page armed later makes the fault stale.
+ */
+static inline bool kvm_userfault_armed(const struct kvm_memory_slot *slot,
+				       gfn_t gfn)
+{
+	return unlikely(slot->userfault_bitmap) &&
+	       __kvm_userfault_armed(slot, gfn);
+}
+
+/*
+ * Is any page armed in the naturally aligned block of @nr_pages around @gfn?
+ * Ask with mmu_lock held, after the stale check: the answer is then good for
+ * as long as mmu_lock is held, for arming takes it for write.
+ */
+static inline bool kvm_userfault_block_armed(const struct kvm_memory_slot *slot,
+					     gfn_t gfn, unsigned long nr_pages)
+{
+	return unlikely(slot->userfault_bitmap) &&
+	       __kvm_userfault_block_armed(slot, gfn, nr_pages);
+}
+
+/* The copy shares the bitmap of @src and must go before @src does. */
+static inline void kvm_userfault_copy_memslot(struct kvm_memory_slot *dest,
+					      const struct kvm_memory_slot *src)
+{
+	dest->userfault_bitmap = src->userfault_bitmap;
+}
+
+#else
+
+#define KVM_USERFAULT_MEM_FLAGS	0
+
+static inline bool kvm_has_userfault(struct kvm *kvm)
+{
+	return false;
+}
+
+static inline int
+kvm_userfault_prepare_memslot(const struct kvm_memory_slot *old,
+			      struct kvm_memory_slot *new)
+{
+	return 0;
+}
+
+static inline void
+kvm_userfault_free_memslot(struct kvm_memory_slot *slot,
+			   const struct kvm_memory_slot *keep)
+{
+}
+
+static inline bool kvm_userfault_armed(const struct kvm_memory_slot *slot,
+				       gfn_t gfn)
+{
+	return false;
+}
+
+static inline bool kvm_userfault_block_armed(const struct kvm_memory_slot *slot,
+					     gfn_t gfn, unsigned long nr_pages)
+{
+	return false;
+}
+
+static inline void kvm_prepare_userfault_exit(struct kvm_vcpu *vcpu, gpa_t gpa,
+					      bool is_write, bool is_exec,
+					      bool is_private)
+{
+}
+
+static inline void kvm_userfault_copy_memslot(struct kvm_memory_slot *dest,
+					      const struct kvm_memory_slot *src)
+{
+}
+
+#endif /* CONFIG_KVM_USERFAULT */
+
+#endif /* __KVM_USERFAULT_H */

@@ -1,0 +1,556 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * KVM userfault: a vCPU that touches an armed page exits to userspace.
+ *
+ * Each memslot with KVM_MEM_USERFAULT has a bitmap with one bit per page.  The
+ * bitmap is the only state there is: a page is armed, i.e. not to be mapped,
+ * while its bit is 1.  Userspace arms and clears ranges with
+ * KVM_SET_USERFAULT_RANGE; nothing else changes a bit.  See
+ * Documentation/virt/kvm/userfault.rst for what it is good for.
+ *
+ * Lock order: slots_lock -> mmu_lock; nothing is copied from or to userspace
+ * with either held.
+ *
+ * Clearing takes no lock at all: it finds the memslot under SRCU and clears the
+ * bits atomically, with release semantics.  A fault that reads the bit with
+ * acquire semantics and finds it clear sees all that the clearing thread wrote
+ * into the page before.
+ *
+ * Arming takes slots_lock, and mmu_lock for write.  slots_lock is held until an
+ * update of the memslots is through its SRCU grace period, hence no vCPU uses an
+ * older memslot, one without this bitmap, while pages are armed:
+ *
+ *   arm, under mmu_lock             fault
+ *   -------------------             -----
+ *   mmu_invalidate_in_progress++    seq = mmu_invalidate_seq
+ *   set the bits                    smp_rmb()
+ *   unmap, flush                    exit if the bit of the page is 1
+ *   mmu_invalidate_seq++            look the pfn up
+ *   mmu_invalidate_in_progress--    lock mmu_lock
+ *                                   retry if seq or the progress say so
+ *                                   4K unless no bit of the block is 1
+ *                                   map, unlock mmu_lock
+ *
+ * If the fault locks mmu_lock first, then arming unmaps what it maps.  If arming
+ * does, then the stale check catches a fault on an armed page, and the bits,
+ * which are read after it, keep a fault on a page next to it from mapping the
+ * armed one along with its own.
+ */
+#include <linux/kvm_host.h>
+#include <linux/kvm_userfault.h>
+
+#include <linux/bitmap.h>
+#include <linux/mm.h>
+#include <linux/sched/signal.h>
+#include <linux/sizes.h>
+#include <linux/string.h>
+#include <linux/uaccess.h>
+
+#include "kvm_mm.h"
+#include "userfault_bitmap.h"
+
+#define CREATE_TRACE_POINTS
+#include <trace/events/kvm_userfault.h>
+
+#define USERFAULT_SET_FLAGS	(KVM_USERFAULT_ARM | KVM_USERFAULT_BITMAP)
+
+/*
+ * How many pages to work on before looking for signals and other work; what
+ * has a user bitmap is bound by the copy of it, which goes on the stack so that
+ * the ioctls allocate nothing.
+ */
+#define USERFAULT_CHUNK_PAGES	(SZ_1G >> PAGE_SHIFT)
+#define USERFAULT_BITMAP_PAGES	4096UL
+
+/* The part [@start, @end) of a range, small enough to be worked on in one go. */
+struct userfault_chunk {
+	struct kvm *kvm;
+	unsigned long as_mask;
+	gfn_t start;
+	gfn_t end;
+
+	/* SET: what of the chunk to change, bit 0 is @start; NULL: all of it. */
+	const unsigned long *select;
+	bool arm;
+	bool flush;
+	unsigned long changed;
+
+	/* GET: where the state goes, bit 0 is @start. */
+	unsigned long *state;
+
+	/* Lookups: the first page that a memslot has, and can all be armed? */
+	gfn_t first;
+	bool armable;
+};
+
+typedef void (*userfault_fn_t)(struct userfault_chunk *chunk,
+			       struct kvm_memory_slot *slot,
+			       gfn_t start, gfn_t end);
+
+/*
+ * Call @fn for the part of each memslot that lies in @chunk.  KVM's internal
+ * memslots are no concern of userspace: for it they are holes.  A memslot that
+ * is about to be deleted or moved is still there until it is gone.
+ */
+static __always_inline void userfault_for_each_slot(struct userfault_chunk *chunk,
+						    userfault_fn_t fn)
+{
+	struct kvm_memslot_iter iter;
+	struct kvm_memslots *slots;
+	unsigned long as_id;
+
+	for_each_set_bit(as_id, &chunk->as_mask, KVM_MAX_NR_ADDRESS_SPACES) {
+		slots = __kvm_memslots(chunk->kvm, as_id);
+
+		kvm_for_each_memslot_in_gfn_range(&iter, slots, chunk->start, chunk->end) {
+			struct kvm_memory_slot *slot = iter.slot;
+
+			if (slot->id >= KVM_USER_MEM_SLOTS)
+				continue;
+
+			fn(chunk, slot, max(chunk->start, slot->base_gfn),
+			   min(chunk->end, slot->base_gfn + slot->npages));
+		}
+	}
+}
+
+static void userfault_look_up(struct userfault_chunk *chunk,
+			      struct kvm_memory_slot *slot,
+			      gfn_t start, gfn_t end)
+{
+	chunk->first = min(chunk->first, start);
+	if (!slot->userfault_bitmap)
+		chunk->armable = false;
+}
+
+static void userfault_change(struct userfault_chunk *chunk,
+			     struct kvm_memory_slot *slot,
+			     gfn_t start, gfn_t end)
+{
+	if (!slot->userfault_bitmap)
+		return;
+
+	chunk->changed += userfault_bitmap_change(slot->userfault_bitmap,
+						  start - slot->base_gfn,
+						  end - start, chunk->select,
+						  start - chunk->start,
+						  chunk->arm);
+}
+
+static void userfault_get(struct userfault_chunk *chunk,
+			  struct kvm_memory_slot *slot, gfn_t start, gfn_t end)
+{
+	if (!slot->userfault_bitmap)
+		return;
+
+	userfault_bitmap_get(chunk->state, start - chunk->start,
+			     slot->userfault_bitmap, start - slot->base_gfn,
+			     end - start);
+}
+
+static void userfault_unmap(struct userfault_chunk *chunk,
+			    struct kvm_memory_slot *slot,
+			    gfn_t start, gfn_t end)
+{
+	struct kvm_gfn_range range = {
+		.slot = slot,
+		.attr_filter = KVM_FILTER_SHARED | KVM_FILTER_PRIVATE,
+		.may_block = true,
+	};
+	unsigned long from = start - chunk->start;
+	unsigned long to = end - chunk->start;
+
+	if (!chunk->select) {
+		range.start = start;
+		range.end = end;
+		chunk->flush |= kvm_unmap_gfn_range(chunk->kvm, &range);
+		return;
+	}
+
+	for_each_set_bitrange_from(from, to, chunk->select, end - chunk->start) {
+		range.start = chunk->start + from;
+		range.end = chunk->start + to;
+		chunk->flush |= kvm_unmap_gfn_range(chunk->kvm, &range);
+	}
+}
+
+static void userfault_arm(struct userfault_chunk *chunk)
+{
+	struct kvm *kvm = chunk->kvm;
+
+	lockdep_assert_held(&kvm->slots_lock);
+
+	KVM_MMU_LOCK(kvm);
+	kvm_mmu_invalidate_start(kvm);
+	kvm_mmu_invalidate_range_add(kvm, chunk->start, chunk->end);
+
+	/*
+	 * Set all bits before unmapping anything: unmapping may drop mmu_lock,
+	 * and a fault that then maps a page next to the chunk has to see them.
+	 */
+	userfault_for_each_slot(chunk, userfault_change);
+	if (chunk->changed)
+		userfault_for_each_slot(chunk, userfault_unmap);
+
+	/*
+	 * Flush everything: a huge mapping that went with its armed page
+	 * reaches beyond the chunk.
+	 */
+	if (chunk->flush)
+		kvm_flush_remote_tlbs(kvm);
+
+	kvm_mmu_invalidate_end(kvm);
+	KVM_MMU_UNLOCK(kvm);
+}
+
+/*
+ * The first page in [@start, @end) that a memslot has, or @end.  @armable tells
+ * whether all memslots that have pages there have KVM_MEM_USERFAULT.
+ */
+static gfn_t userfault_first_page(struct kvm *kvm, unsigned long as_mask,
+				  gfn_t start, gfn_t end, bool *armable)
+{
+	struct userfault_chunk all = {
+		.kvm = kvm,
+		.as_mask = as_mask,
+		.start = start,
+		.end = end,
+		.first = end,
+		.armable = true,
+	};
+
+	userfault_for_each_slot(&all, userfault_look_up);
+
+	*armable = all.armable;
+	return all.first;
+}
+
+/* Arm @chunk if all from there to @end, where the range ends, can be armed. */
+static int userfault_check_and_arm(struct userfault_chunk *chunk, gfn_t end)
+{
+	struct kvm *kvm = chunk->kvm;
+	bool armable;
+	gfn_t first;
+	int r = 0;
+
+	if (mutex_lock_killable(&kvm->slots_lock))
+		return -EINTR;
+
+	first = userfault_first_page(kvm, chunk->as_mask, chunk->start, end,
+				     &armable);
+	if (first != end && armable)
+		userfault_arm(chunk);
+	else
+		r = -ENOENT;
+
+	mutex_unlock(&kvm->slots_lock);
+	return r;
+}
+
+static void userfault_clear(struct userfault_chunk *chunk)
+{
+	guard(srcu)(&chunk->kvm->srcu);
+	userfault_for_each_slot(chunk, userfault_change);
+}
+
+/* Move @range on past its first @nr_pages: all of it, or a multiple of 64. */
+static void userfault_advance(struct kvm_userfault_range *range, u64 nr_pages)
+{
+	range->gpa += nr_pages << PAGE_SHIFT;
+	range->size -= nr_pages << PAGE_SHIFT;
+	if (range->bitmap)
+		range->bitmap += nr_pages / BITS_PER_BYTE;
+}
+
+/* Move @range on to its first page that a memslot has, or to its end. */
+static void userfault_skip_hole(struct kvm *kvm, unsigned long as_mask,
+				struct kvm_userfault_range *range)
+{
+	gfn_t start = gpa_to_gfn(range->gpa);
+	gfn_t end = start + (range->size >> PAGE_SHIFT);
+	bool armable;
+	gfn_t first;
+
+	scoped_guard(srcu, &kvm->srcu)
+		first = userfault_first_page(kvm, as_mask, start, end, &armable);
+
+	if (first != end)
+		first = start + round_down(first - start, 64);
+	userfault_advance(range, first - start);
+}
+
+static unsigned long userfault_all_as(struct kvm *kvm)
+{
+	return GENMASK(kvm_arch_nr_memslot_as_ids(kvm) - 1, 0);
+}
+
+static void __user *userfault_bitmap_ptr(const struct kvm_userfault_range *range)
+{
+	return u64_to_user_ptr(range->bitmap);
+}
+
+/* One rule after the other, in the order of the table in userfault.rst. */
+static int userfault_check_range(struct kvm *kvm,
+				 const struct kvm_userfault_range *range,
+				 u64 supported_flags, bool has_bitmap)
+{
+	u64 nr_pages = range->size >> PAGE_SHIFT;
+
+	if (range->flags & ~supported_flags)
+		return -EINVAL;
+
+	if (!PAGE_ALIGNED(range->gpa) || !PAGE_ALIGNED(range->size))
+		return -EINVAL;
+	if (!range->size || range->gpa + range->size < range->gpa)
+		return -EINVAL;
+
+	if (has_bitmap != !!range->bitmap)
+		return -EINVAL;
+	if (!IS_ALIGNED(range->bitmap, sizeof(u64)))
+		return -EINVAL;
+	if (range->bitmap != (unsigned long)range->bitmap)
+		return -EINVAL;
+	if (has_bitmap && !access_ok(userfault_bitmap_ptr(range),
+				     DIV_ROUND_UP(nr_pages, BITS_PER_BYTE)))
+		return -EINVAL;
+
+	if (range->as_mask & ~userfault_all_as(kvm))
+		return -EINVAL;
+
+	if (memchr_inv(range->reserved, 0, sizeof(range->reserved)))
+		return -EINVAL;
+
+	return 0;
+}
+
+static int userfault_set_range(struct kvm *kvm, struct kvm_userfault_range *range)
+{
+	unsigned long select[BITS_TO_LONGS(USERFAULT_BITMAP_PAGES)];
+	unsigned long as_mask = range->as_mask ?: userfault_all_as(kvm);
+	gfn_t end = gpa_to_gfn(range->gpa + range->size);
+	u64 nr_pages;
+	int r;
+
+	for (;;) {
+		struct userfault_chunk chunk = {
+			.kvm = kvm,
+			.as_mask = as_mask,
+			.start = gpa_to_gfn(range->gpa),
+			.arm = range->flags & KVM_USERFAULT_ARM,
+		};
+
+		nr_pages = min(range->size >> PAGE_SHIFT, USERFAULT_CHUNK_PAGES);
+
+		if (range->bitmap) {
+			nr_pages = min(nr_pages, USERFAULT_BITMAP_PAGES);
+			select[(nr_pages - 1) / BITS_PER_LONG] = 0;
+			if (copy_from_user(select, userfault_bitmap_ptr(range),
+					   DIV_ROUND_UP(nr_pages, BITS_PER_BYTE)))
+				return -EFAULT;
+			chunk.select = select;
+		}
+
+		chunk.end = chunk.start + nr_pages;
+
+		if (chunk.arm) {
+			r = userfault_check_and_arm(&chunk, end);
+			if (r)
+				return r;
+		} else {
+			userfault_clear(&chunk);
+		}
+
+		range->changed += chunk.changed;
+		userfault_advance(range, nr_pages);
+		if (!range->size)
+			return 0;
+
+		/* What has to be called again for is never only a hole. */
+		userfault_skip_hole(kvm, as_mask, range);
+		if (!range->size)
+			return 0;
+
+		if (signal_pending(current))
+			return -EINTR;
+		cond_resched();
+	}
+}
+
+static int userfault_get_range(struct kvm *kvm, struct kvm_userfault_range *range)
+{
+	unsigned long state[BITS_TO_LONGS(USERFAULT_BITMAP_PAGES)];
+	unsigned long as_mask = range->as_mask ?: userfault_all_as(kvm);
+	u64 nr_pages;
+
+	for (;;) {
+		struct userfault_chunk chunk = {
+			.kvm = kvm,
+			.as_mask = as_mask,
+			.start = gpa_to_gfn(range->gpa),
+			.state = state,
+		};
+
+		nr_pages = min(range->size >> PAGE_SHIFT, USERFAULT_BITMAP_PAGES);
+		chunk.end = chunk.start + nr_pages;
+
+		bitmap_zero(state, nr_pages);
+		scoped_guard(srcu, &kvm->srcu)
+			userfault_for_each_slot(&chunk, userfault_get);
+
+		if (copy_to_user(userfault_bitmap_ptr(range), state,
+				 DIV_ROUND_UP(nr_pages, BITS_PER_BYTE)))
+			return -EFAULT;
+
+		userfault_advance(range, nr_pages);
+		if (!range->size)
+			return 0;
+
+		if (signal_pending(current))
+			return -EINTR;
+		cond_resched();
+	}
+}
+
+int kvm_vm_ioctl_set_userfault_range(struct kvm *kvm,
+				     struct kvm_userfault_range __user *urange)
+{
+	struct kvm_userfault_range range;
+	u64 gpa, size;
+	int r;
+
+	if (copy_from_user(&range, urange, sizeof(range)))
+		return -EFAULT;
+
+	r = userfault_check_range(kvm, &range, USERFAULT_SET_FLAGS,
+				  range.flags & KVM_USERFAULT_BITMAP);
+	if (r)
+		return r;
+
+	/* What cannot be told later must not be done. */
+	if (put_user(0, &urange->changed))
+		return -EFAULT;
+
+	gpa = range.gpa;
+	size = range.size;
+	range.changed = 0;
+
+	r = userfault_set_range(kvm, &range);
+
+	trace_kvm_userfault_range(gpa, size, range.flags, range.as_mask,
+				  size - range.size, range.changed, r);
+
+	if (r ? copy_to_user(urange, &range, sizeof(range)) :
+		put_user(range.changed, &urange->changed))
+		return -EFAULT;
+
+	return r;
+}
+
+int kvm_vm_ioctl_get_userfault_range(struct kvm *kvm,
+				     struct kvm_userfault_range __user *urange)
+{
+	struct kvm_userfault_range range;
+	int r;
+
+	if (copy_from_user(&range, urange, sizeof(range)))
+		return -EFAULT;
+
+	r = userfault_check_range(kvm, &range, 0, true);
+	if (r)
+		return r;
+
+	r = userfault_get_range(kvm, &range);
+	if (r && copy_to_user(urange, &range, sizeof(range)))
+		return -EFAULT;
+
+	return r;
+}
+
+u32 kvm_userfault_capability(struct kvm *kvm)
+{
+	if (kvm && !kvm_has_userfault(kvm))
+		return 0;
+
+	return USERFAULT_SET_FLAGS | KVM_USERFAULT_CAP_ARMED;
+}
+
+/*
+ * Give @new its bitmap: the one of @old, whose state lives on, or one of its
+ * own.  KVM_MEM_USERFAULT_ARMED says how the bitmap starts, it is not something
+ * that the memslot stays; hence it ends here.
+ */
+int kvm_userfault_prepare_memslot(const struct kvm_memory_slot *old,
+				  struct kvm_memory_slot *new)
+{
+	bool armed = new->flags & KVM_MEM_USERFAULT_ARMED;
+
+	new->flags &= ~KVM_MEM_USERFAULT_ARMED;
+
+	if (!(new->flags & KVM_MEM_USERFAULT))
+		return 0;
+
+	if (old && old->userfault_bitmap) {
+		kvm_userfault_copy_memslot(new, old);
+		return 0;
+	}
+
+	new->userfault_bitmap = kvcalloc(BITS_TO_LONGS(new->npages),
+					 sizeof(*new->userfault_bitmap),
+					 GFP_KERNEL_ACCOUNT);
+	if (!new->userfault_bitmap)
+		return -ENOMEM;
+
+	if (armed)
+		bitmap_set((unsigned long *)new->userfault_bitmap, 0, new->npages);
+
+	return 0;
+}
+
+/* Free the bitmap of @slot unless @keep, the slot's other version, uses it. */
+void kvm_userfault_free_memslot(struct kvm_memory_slot *slot,
+				const struct kvm_memory_slot *keep)
+{
+	if (keep && keep->userfault_bitmap == slot->userfault_bitmap)
+		return;
+
+	kvfree(slot->userfault_bitmap);
+	slot->userfault_bitmap = NULL;
+}
+
+bool __kvm_userfault_armed(const struct kvm_memory_slot *slot, gfn_t gfn)
+{
+	return userfault_bitmap_test(slot->userfault_bitmap, gfn - slot->base_gfn);
+}
+
+bool __kvm_userfault_block_armed(const struct kvm_memory_slot *slot, gfn_t gfn,
+				 unsigned long nr_pages)
+{
+	gfn_t start = round_down(gfn, nr_pages);
+	gfn_t end = min(start + nr_pages, slot->base_gfn + slot->npages);
+
+	start = max(start, slot->base_gfn);
+
+	return userfault_bitmap_any(slot->userfault_bitmap,
+				    start - slot->base_gfn, end - start);
+}
+
+void kvm_prepare_userfault_exit(struct kvm_vcpu *vcpu, gpa_t gpa, bool is_write,
+				bool is_exec, bool is_private)
+{
+	u64 flags = KVM_MEMORY_EXIT_FLAG_USERFAULT;
+
+	if (is_exec)
+		flags |= KVM_MEMORY_EXIT_FLAG_EXEC;
+	else if (is_write)
+		flags |= KVM_MEMORY_EXIT_FLAG_WRITE;
+	else
+		flags |= KVM_MEMORY_EXIT_FLAG_READ;
+
+	kvm_prepare_memory_fault_exit(vcpu, gpa, PAGE_SIZE, is_write, is_exec,
+				      is_private);
+	vcpu->run->memory_fault.flags |= flags;
+
+	++vcpu->stat.generic.userfault_exits;
+	trace_kvm_userfault_exit(vcpu->vcpu_id, gpa,
+				 vcpu->run->memory_fault.flags);
+}
