@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# The commands of this repository; each is a script in tools/kvm_userfault. `make help` lists them.
+
+MAKEFLAGS += --no-print-directory
+TOOLS := tools/kvm_userfault
+export ARCH DEBUG KERNEL_TARBALL BUILD ACCEL APPEND MEM SMP QEMU_ARGS TIMEOUT
+
+help:		## this list
+	@sed -n 's/^\([a-z]*\):[^#]*## */\1\t/p' Makefile | expand -t 12
+	@echo "With ARCH=x86_64 (default) or arm64, DEBUG=1 (slow checks in the kernel), BUILD=directory."
+
+run: selftests	## boot a VM and demand-page a guest in it through the ioctl; sets up all it needs
+	@$(TOOLS)/run.sh
+
+check: selftests	## everything that must pass, in the end "N passed, N failed, N skipped"
+	@$(TOOLS)/check.sh
+
+vm: kernel	## EXEC=program [ARGS="..."]: run it under our kernel; alone: a shell. APPEND= MEM= SMP= QEMU_ARGS= TIMEOUT=
+	@$(TOOLS)/vm.sh $(EXEC) $(ARGS)
+
+tree: deps	## unpack the base kernel into build/tree and lay the overlay over it
+	@$(TOOLS)/tree.sh
+
+refresh:	## save what has been edited in build/tree: back into .patch files and new files
+	@$(TOOLS)/refresh.sh
+
+kernel: tree	## configure and build the kernel
+	@$(TOOLS)/kernel.sh
+
+selftests: kernel	## build the KVM selftests, ours among them
+	@$(TOOLS)/selftests.sh
+
+deps:		## install the Debian packages that are missing
+	@$(TOOLS)/deps.sh
+
+clean:		## remove what has been built, keep the tree
+	@$(TOOLS)/clean.sh
+
+distclean:	## remove the build directory, with the tree
+	@$(TOOLS)/clean.sh tree
+
+.PHONY: help run check vm tree refresh kernel selftests deps clean distclean

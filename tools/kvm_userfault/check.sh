@@ -1,0 +1,198 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-only
+# Run everything that must pass: the overlay's form, unit tests, builds, and the tests in VMs.
+# Writes build/check.tap and closes with the counts. Names of tests as arguments: only these.
+
+. "$(dirname "$0")/lib.sh"
+. "$here/qemu.sh"
+
+mkdir -p "$logs"
+results=$(mktemp)
+tmp=$(mktemp -d)
+trap 'rm -rf "$results" "$tmp"' EXIT
+begin=$(now)
+
+result()
+{
+	printf '%s %s\t%s\n' "$1" "$2" "$3" >>"$results"
+}
+
+# check NAME COMMAND...: one result by the command's exit status.
+check()
+{
+	name=$1
+	shift
+	if try "$name" "$logs/$(echo "$name" | tr / -).log" "$@"; then
+		result pass "$name" ""
+	else
+		tail -n 15 "$try_log"
+		say "" "see $try_log"
+		result fail "$name" "see $try_log"
+		return 1
+	fi
+}
+
+# The unit tests speak for themselves, in KTAP.
+unit_tests()
+{
+	unit_log=$logs/host-unit.log
+	if try host/unit "$unit_log" make -C tools/testing/kvm_userfault check O="$build/unit"; then
+		end="exit 0"
+	else
+		end="exit 1"
+		tail -n 15 "$unit_log"
+		say "" "see $unit_log"
+	fi
+	{
+		echo "S unit"
+		sed 's/^/O /' "$unit_log"
+		echo "E unit 0 $end"
+		echo D
+	} >"$tmp/report"
+	to_results host "$logs" ""
+}
+
+# to_results ARCH LOGS REQUIRED: what $tmp/report says, into the results.
+to_results()
+{
+	mkdir -p "$2"
+	awk -f "$here/tap.awk" -v arch="$1" -v logs="$2" -v splat="$splat" -v required="$3" \
+		-v boot="${boot_name:-}" "$tmp/report" >"$tmp/results"
+	cat "$tmp/results" >>"$results"
+}
+
+# Say how each program ended while the VM runs.
+watch_report()
+{
+	watched=0
+	while kill -0 "$1" 2>/dev/null || [ "$(grep -c '^E ' "$tmp/report")" -gt "$watched" ]; do
+		grep '^E ' "$tmp/report" | tail -n +$((watched + 1)) >"$tmp/ended" || :
+		while read -r _ name seconds how; do
+			watched=$((watched + 1))
+			case $how in
+			"exit 0")	say "  $name" "$seconds s" ;;
+			"exit 4")	say "  $name" "$seconds s, skipped" ;;
+			*)		say "  $name" "$seconds s, FAILED: $how" ;;
+			esac
+		done <"$tmp/ended"
+		sleep 0.5
+	done
+}
+
+# run_group LABEL PARAMETERS LIST: boot with these parameters and run the list's programs; where
+# one takes the VM down, the rest gets a new one.
+run_group()
+{
+	label=$1
+	list=$3
+	while [ -s "$list" ]; do
+		job list >"$tmp/job"
+		total=0
+		while read -r name seconds settings command; do
+			case " $settings " in
+			*" - "*)	settings= ;;
+			*)		settings=$(echo "$settings" | tr ',' ' ') ;;
+			esac
+			total=$((total + seconds))
+			# shellcheck disable=SC2086
+			job_program "$name" "$seconds" "$out/selftests" "$settings" $command >>"$tmp/job"
+		done <"$list"
+		say "$label" "$(wc -l <"$list") programs"
+		: >"$tmp/report"
+		(APPEND="$2 ${APPEND:-}"; boot "$tmp" $((total + boot_seconds))) &
+		vm=$!
+		trap 'kill $vm 2>/dev/null; exit 130' INT TERM
+		watch_report "$vm"
+		wait "$vm" || :
+		trap - INT TERM
+		to_results "$arch" "$logs/$flavour" "$required"
+		cp "$tmp/console.log" "$logs/$flavour/$boot_name.console.log"
+		grep '^fail' "$tmp/results" | sed 's/^fail /  FAILED: /' || :
+		last=$(sed -n 's/^S //p' "$tmp/report" | tail -n 1)
+		if grep -qx D "$tmp/report"; then
+			return
+		elif [ -z "$last" ]; then
+			tail -n 15 "$tmp/console.log" "$tmp/qemu.log"
+			say "" "see $logs/$flavour/$boot_name.console.log"
+			while read -r name _; do
+				result fail "$arch/$name" "the VM did not come up"
+			done <"$list"
+			return
+		fi
+		tail -n 40 "$tmp/console.log" | sed 's/^/    /'
+		say "" "see $logs/$flavour/$boot_name.console.log"
+		mv "$logs/$flavour/$boot_name.console.log" "$logs/$flavour/$last.console.log"
+		sed "1,/^$last /d" "$list" >"$tmp/rest"
+		mv "$tmp/rest" "$list"
+	done
+}
+
+# The list's columns: architecture (or "all"), name, seconds, kernel parameters, settings, command;
+# "-" for none, commas between several. "required" among the settings: must not be skipped.
+vm_tests()
+{
+	sed 's/#.*//' "$here/tests.list" | awk -v arch="$arch" -v only=" $* " '
+		NF && ($1 == "all" || $1 == arch) && (only == "  " || index(only, " " $2 " "))' >"$tmp/tests"
+	required=$(awk '("," $5 ",") ~ /,required,/ { printf " %s ", $2 }' "$tmp/tests")
+	awk '!seen[$4]++ { print $4 }' "$tmp/tests" >"$tmp/groups"
+	while read -r parameters <&3; do
+		awk -v p="$parameters" '$4 == p {
+			gsub(/required,?/, "", $5)
+			sub(/,$/, "", $5)
+			$1 = $4 = ""
+			if ($5 == "")
+				$5 = "-"
+			print
+		}' "$tmp/tests" | sed 's/^ *//; s/  */ /g' >"$tmp/list"
+		if [ "$parameters" = - ]; then
+			boot_name=boot
+			run_group "VM $flavour" "" "$tmp/list"
+		else
+			boot_name=boot.$(echo "$parameters" | tr -c 'A-Za-z0-9\n' _)
+			run_group "VM $flavour, $parameters" "$(echo "$parameters" | tr , ' ')" "$tmp/list"
+		fi
+	done 3<"$tmp/groups"
+}
+
+# check.tap from the results.
+write_tap()
+{
+	mkdir -p "$build"
+	awk -F '\t' '
+	{ line[NR] = $0 }
+	END {
+		print "KTAP version 1"
+		print "1.." NR
+		for (i = 1; i <= NR; i++) {
+			split(line[i], f, "\t")
+			name = substr(f[1], 6)
+			if (line[i] ~ /^fail/)
+				printf "not ok %d %s%s\n", i, name, f[2] == "" ? "" : " # " f[2]
+			else if (line[i] ~ /^skip/)
+				printf "ok %d %s # SKIP %s\n", i, name, f[2]
+			else
+				printf "ok %d %s\n", i, name
+		}
+	}' "$results" >"$build/check.tap"
+}
+
+if [ $# -eq 0 ]; then
+	for lint in patches spdx scripts style; do
+		check "host/$lint" "$here/lint.sh" "$lint" || :
+	done
+	[ ! -e tools/testing/kvm_userfault/Makefile ] || unit_tests
+fi
+if check host/kernel "$here/kernel.sh" && check host/selftests "$here/selftests.sh"; then
+	[ $# -gt 0 ] || check host/warnings "$here/lint.sh" warnings || :
+	vm_tests "$@"
+fi
+
+write_tap
+passed=$(grep -c '^pass' "$results") || :
+failed=$(grep -c '^fail' "$results") || :
+skipped=$(grep -c '^skip' "$results") || :
+echo
+grep '^not ok' "$build/check.tap" || :
+say "results in $build/check.tap" "$(since "$begin")"
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]

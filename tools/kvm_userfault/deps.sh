@@ -1,0 +1,70 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-only
+# Install the Debian packages that are missing here, and say what to do where that cannot be done.
+
+. "$(dirname "$0")/lib.sh"
+
+# What must be there, and the package that brings it.
+needs="
+gcc gcc
+make make
+git git
+patch patch
+flex flex
+bison bison
+bc bc
+cpio cpio
+perl perl
+python3 python3-minimal
+rsync rsync
+xz xz-utils
+ccache ccache
+sparse sparse
+shellcheck shellcheck
+/usr/include/stdio.h libc6-dev
+/usr/include/libelf.h libelf-dev
+/usr/include/openssl/opensslv.h libssl-dev
+/usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
+"
+[ "$arch" != x86_64 ] || needs="$needs
+qemu-system-x86_64 qemu-system-x86"
+[ "$arch" != arm64 ] || needs="$needs
+qemu-system-aarch64 qemu-system-arm
+${cross}gcc gcc${cross:+-aarch64-linux-gnu}
+/usr/aarch64-linux-gnu/include/stdio.h libc6-dev-arm64-cross"
+
+missing=$(echo "$needs" | while read -r thing package; do
+	case $thing in
+	"")	continue ;;
+	/*)	[ -e "$thing" ] ;;
+	*)	command -v "$thing" >/dev/null ;;
+	esac || echo "$package"
+done | sort -u | tr '\n' ' ')
+[ -n "$missing" ] || exit 0
+
+ask="install these packages, then run this again: $missing"
+command -v apt-get >/dev/null || die "no apt-get here; $ask"
+if [ "$(id -u)" -eq 0 ]; then
+	sudo=
+elif command -v sudo >/dev/null && { sudo -n true 2>/dev/null || [ -t 0 ]; }; then
+	sudo=sudo
+else
+	die "neither root nor sudo; $ask"
+fi
+
+apt()
+{
+	$sudo env DEBIAN_FRONTEND=noninteractive apt-get -q "$@"
+}
+
+install_missing()
+{
+	# shellcheck disable=SC2086
+	apt update && apt install -y --no-install-recommends $missing
+}
+
+mkdir -p "$logs"
+try "install $missing" "$logs/deps.log" install_missing || {
+	tail -n 5 "$logs/deps.log" >&2
+	die "$ask"
+}

@@ -1,0 +1,57 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-only
+# Configure and build the kernel for ARCH, and its headers; with DEBUG=1 a second one of slow checks.
+
+. "$(dirname "$0")/lib.sh"
+
+lock_build
+o=$out/kernel
+log=$logs/kernel-$flavour.log
+fragments()
+{
+	cat "$here/config/kernel.config" "$here/config/$arch.config" ${DEBUG:+"$here/config/debug.config"}
+}
+
+kmake()
+{
+	make -C "$tree" O="$o" ARCH="$arch" CROSS_COMPILE="$cross" CC="$cc" HOSTCC="${cc#"$cross"}" \
+		KBUILD_BUILD_TIMESTAMP=@0 KBUILD_BUILD_USER=kvm KBUILD_BUILD_HOST=userfault \
+		KBUILD_BUILD_VERSION=1 -s "$@"
+}
+
+# tinyconfig, then the fragments: where a symbol comes twice, the last counts.
+configure()
+{
+	kmake tinyconfig &&
+	fragments >>"$o/.config" &&
+	kmake olddefconfig
+}
+
+# Each line of a fragment must have survived; Kconfig drops what lacks a dependency in silence.
+check_config()
+{
+	lost=$(fragments | grep -E '^(CONFIG_|# CONFIG_.* is not set)' |
+		awk -F'[ =]' '{ name = $1 == "#" ? $2 : $1; last[name] = $0 }
+			END { for (name in last) print last[name] }' |
+		grep -Fvx -f "$o/.config" | sort | tr '\n' ' ') || :
+	[ -z "$lost" ] || die "Kconfig dropped: $lost(a dependency is missing; see $o/.config)"
+	! grep -qx 'config KVM_USERFAULT' "$tree/virt/kvm/Kconfig" || grep -qx 'CONFIG_KVM_USERFAULT=y' "$o/.config" ||
+		die "CONFIG_KVM_USERFAULT is not set: does $karch's Kconfig select it?"
+}
+
+mkdir -p "$o"
+fragments >"$o/fragments.new"
+if ! cmp -s "$o/fragments.new" "$o/fragments" || [ ! -e "$o/.config" ]; then
+	need_space "$build" 1500 "the kernel build"
+	rm -f "$o/fragments"
+	step "configure $flavour kernel" "$log" configure
+	check_config
+	mv "$o/fragments.new" "$o/fragments"
+else
+	rm "$o/fragments.new"
+	kmake olddefconfig </dev/null >"$log" 2>&1 || die "make olddefconfig failed; see $log"
+	check_config
+fi
+
+step "build $flavour kernel" "$log" kmake -j"$jobs" "$(basename "$image")" headers
+! grep -i 'warning:' "$log" || say "" "(warnings above; see $log)"

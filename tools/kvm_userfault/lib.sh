@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# shellcheck shell=sh
+# shellcheck disable=SC2034
+# Sourced by every script here: where things lie, and how steps and errors are shown.
+
+set -eu
+unset CDPATH
+export LC_ALL=C
+
+here=$(cd "$(dirname "$0")" && pwd)
+top=$(cd "$here/../.." && pwd)
+build=${BUILD:-$top/build}
+invoked=$PWD
+cd "$top"
+tree=$build/tree
+cache=${KVM_USERFAULT_CACHE:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/kvm-userfault}
+arch=${ARCH:-x86_64}
+flavour=$arch${DEBUG:+-debug}
+out=$build/$flavour
+logs=$build/log
+jobs=${JOBS:-$(nproc)}
+
+# Directories of this repository that are no part of the kernel tree.
+own_dirs="tools/kvm_userfault tools/testing/kvm_userfault"
+
+die()
+{
+	echo "error: $*" >&2
+	exit 1
+}
+
+# The two architectures, and what the kernel and the tool chain call them.
+case $arch in
+x86_64)	karch=x86; image=arch/x86/boot/bzImage; cross= ;;
+arm64)	karch=arm64; image=arch/arm64/boot/Image; cross=aarch64-linux-gnu- ;;
+*)	die "ARCH=$arch: must be x86_64 or arm64" ;;
+esac
+[ "$(uname -m)" != aarch64 ] || [ "$arch" != arm64 ] || cross=
+cc=${cross}gcc
+! command -v ccache >/dev/null || cc="ccache $cc"
+export CCACHE_BASEDIR="$build" CCACHE_NOHASHDIR=1
+export karch image cross cc out logs jobs
+
+# git on the base kernel: HEAD is the pristine base, the index the overlay as it was
+# last laid, and the work tree what is being edited.
+base_git()
+{
+	GIT_DIR=$build/base.git GIT_WORK_TREE=$tree GIT_CONFIG_NOSYSTEM=1 \
+		GIT_CONFIG_GLOBAL=/dev/null git --literal-pathspecs "$@"
+}
+
+# One build at a time in one build directory.
+lock_build()
+{
+	mkdir -p "$logs"
+	exec 9>"$build/lock"
+	flock -n 9 && return
+	echo "waiting for another build in $build ..."
+	flock 9
+}
+
+need_space()
+{
+	mkdir -p "$1"
+	free=$(df -Pm "$1" | awk 'NR == 2 { print $4 }')
+	[ "$free" -ge "$2" ] ||
+		die "$1 has $free MiB free and $3 needs $2: make room, or set BUILD= to a directory on another disk"
+}
+
+now()
+{
+	date +%s%N
+}
+
+since()
+{
+	awk -v ns="$(($(now) - $1))" 'BEGIN { printf "%.1f s", ns / 1e9 }'
+}
+
+# say LABEL TEXT: one line of the report.
+say()
+{
+	printf '%-44s %s\n' "$1" "$2"
+}
+
+# step LABEL LOG COMMAND...: run a command that may take long, its output in LOG, and
+# say how long it took; stop with the end of the log if it fails.
+step()
+{
+	if try "$@"; then
+		return
+	fi
+	tail -n 25 "$2" >&2
+	die "$1 failed; the whole log is in $2"
+}
+
+try()
+{
+	try_label=$1 try_log=$2
+	shift 2
+	try_start=$(now)
+	"$@" >"$try_log" 2>&1 </dev/null &
+	try_pid=$!
+	trap 'kill $try_pid 2>/dev/null; exit 130' INT TERM
+	try_tick=0
+	while kill -0 "$try_pid" 2>/dev/null; do
+		try_tick=$((try_tick + 1))
+		if [ "$try_tick" -le 20 ]; then
+			sleep 0.1
+		else
+			sleep 1
+			try_progress
+		fi
+	done
+	[ ! -t 1 ] || printf '\r\033[K'
+	trap - INT TERM
+	if wait "$try_pid"; then
+		say "$try_label" "$(since "$try_start")"
+	else
+		say "$try_label" "FAILED after $(since "$try_start")"
+		return 1
+	fi
+}
+
+# On a terminal a line that counts, elsewhere a line every half minute.
+try_progress()
+{
+	if [ -t 1 ]; then
+		printf '\r%-44s %s, %s lines of log\033[K' "$try_label" \
+			"$(since "$try_start")" "$(wc -l <"$try_log")"
+	elif [ $((try_tick % 30)) -eq 20 ]; then
+		say "  ... $try_label" "$(since "$try_start")"
+	fi
+}

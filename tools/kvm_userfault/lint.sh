@@ -1,0 +1,165 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-only
+# Check the form of what is ours: lint.sh patches|spdx|scripts|style|warnings.
+
+. "$(dirname "$0")/lib.sh"
+. "$here/overlay.sh"
+
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+bad=0
+
+complain()
+{
+	echo "$*"
+	bad=1
+}
+
+need_tree()
+{
+	[ -e "$build/base" ] || "$here/tree.sh"
+}
+
+# X.patch edits X and nothing else, quotes no two lines of Linux together, applies as it stands.
+lint_patches()
+{
+	need_tree
+	for file in $(overlay_patched); do
+		printf -- '--- a/%s\n+++ b/%s\n' "$file" "$file" >"$tmp/header"
+		grep -E '^(--- [^ ]*/|\+\+\+ [^ ]*/|diff |index |rename |new file)' "$file.patch" | cmp -s - "$tmp/header" ||
+			complain "$file.patch: its header is not that of a patch to $file alone: make refresh"
+		awk '/^@@/ { context = 0 } /^ / { if (++context > 1) exit 1 } /^[-+]/ { context = 0 }' "$file.patch" ||
+			complain "$file.patch: more than one line of context: make refresh"
+		base_git cat-file blob "HEAD:$file" >"$tmp/pristine" 2>/dev/null ||
+			complain "$file.patch: the base has no $file"
+		patch --verbose -F0 -r - -o "$tmp/out" "$tmp/pristine" "$file.patch" >"$tmp/log" 2>&1 ||
+			complain "$file.patch: does not apply"
+		! grep -E 'offset|fuzz' "$tmp/log" ||
+			complain "$file.patch: applies elsewhere than it says: make refresh"
+	done
+	overlay_files | while read -r file; do
+		case $file in
+		*.patch) ;;
+		*)	[ -z "$(blob HEAD "$file")" ] || echo "$file: a file of the kernel, copied whole" ;;
+		esac
+	done >"$tmp/copies"
+	[ ! -s "$tmp/copies" ] || complain "$(cat "$tmp/copies")"
+}
+
+our_files()
+{
+	git ls-files --cached --others --exclude-standard | while read -r file; do
+		[ ! -f "$file" ] || echo "$file"
+	done
+}
+
+# Every file says its licence at its top, but for patches, which have the licence of what they edit.
+lint_spdx()
+{
+	for file in $(our_files | grep -v '\.patch$'); do
+		head -n 3 "$file" | grep -q 'SPDX-License-Identifier: .*GPL-2\.0' ||
+			complain "$file: no SPDX line with GPL-2.0 at its top"
+	done
+}
+
+lint_scripts()
+{
+	for file in $(our_files); do
+		case $(head -n 1 "$file" | tr -d '\0'):$file in
+		"#!"*sh:*|*:tools/kvm_userfault/lib.sh|*:tools/kvm_userfault/overlay.sh|*:tools/kvm_userfault/qemu.sh)
+			shellcheck -x -P SCRIPTDIR "$file" || bad=1 ;;
+		esac
+	done
+}
+
+# checkpatch leaves out what only a mail to the list has, or what the layout here brings:
+#	COMMIT_MESSAGE, MISSING_SIGN_OFF	there is no mail
+#	FILE_PATH_CHANGES		MAINTAINERS goes with the series
+# and, by kind of file:
+#	headers of tracepoints		are no C that checkpatch knows
+#	programs (tools/)		have none of the kernel's macros for attributes
+checkpatch()
+{
+	ignore=COMMIT_MESSAGE,MISSING_SIGN_OFF,FILE_PATH_CHANGES
+	case $file in
+	include/trace/events/*)
+		ignore=$ignore,COMPLEX_MACRO,OPEN_ENDED_LINE,PARENTHESIS_ALIGNMENT ;;
+	tools/*)
+		ignore=$ignore,PREFER_DEFINED_ATTRIBUTE_MACRO ;;
+	esac
+	(cd "$tree" && perl scripts/checkpatch.pl --strict --terse --no-summary --show-types --ignore "$ignore" "$@")
+}
+
+lint_style()
+{
+	need_tree
+	for file in $(our_files); do
+		case $file in
+		*.patch)
+			file=${file%.patch}
+			patched "$file" "$tmp/new"
+			diff -U10 --label "a/$file" --label "b/$file" "$tmp/new.pristine" "$tmp/new" |
+				checkpatch - | sed "s|^|$file.patch: |" >"$tmp/log" ;;
+		*.c|*.h|*.S)
+			checkpatch -f "$top/$file" >"$tmp/log" || : ;;
+		*)	continue ;;
+		esac
+		[ ! -s "$tmp/log" ] || complain "$(cat "$tmp/log")"
+	done
+}
+
+# Which lines of the built tree are ours: FILE:LINE for patches, FILE for whole files.
+our_lines()
+{
+	overlay_whole
+	base_git diff -U0 HEAD | awk '
+	/^\+\+\+ b\// { file = substr($2, 3) }
+	/^@@ / {
+		split(substr($3, 2), span, ",")
+		n = span[2] == "" ? 1 : span[2]
+		for (i = 0; i < n; i++)
+			print file ":" span[1] + i
+	}'
+}
+
+lint_make()
+{
+	make -C "$tree" O="$out/lint" ARCH="$arch" CROSS_COMPILE="$cross" CC="$cc" -s "$@"
+}
+
+# gcc's further warnings and sparse's, on the KVM files that we touch; only lines of ours count.
+lint_warnings()
+{
+	lock_build
+	o=$out/lint
+	mkdir -p "$o"
+	cmp -s "$out/kernel/.config" "$o/.config" || cp "$out/kernel/.config" "$o/.config"
+	lint_make -j"$jobs" olddefconfig prepare || die "cannot prepare $o"
+	for file in $(overlay_files); do
+		file=${file%.patch}
+		case $file in
+		virt/kvm/*.c|arch/"$karch"/kvm/*.c)
+			find "$o" -path "$o/${file%.c}.o" -delete ;;
+		esac
+	done
+	lint_make -k -j"$jobs" W=1 C=1 "arch/$karch/kvm/" >"$tmp/all" 2>&1 || bad=1
+	our_lines >"$tmp/ours"
+	sed -E "s|^($tree/\|(\.\./)+tree/)||; :up; s|[^/]+/\.\./||; t up" "$tmp/all" >"$tmp/warnings"
+	awk 'NR == FNR { ours[$1] = 1; next }
+		/: (warning|error|note):/ {
+			split($1, at, ":")
+			if (at[1] in ours || (at[1] ":" at[2]) in ours)
+				print
+		}' "$tmp/ours" "$tmp/warnings" >"$tmp/log"
+	[ "$bad" -eq 0 ] || cat "$tmp/all"
+	[ ! -s "$tmp/log" ] || complain "$(cat "$tmp/log")"
+}
+
+case $1 in
+patches)	lint_patches ;;
+spdx)		lint_spdx ;;
+scripts)	lint_scripts ;;
+style)		lint_style ;;
+warnings)	lint_warnings ;;
+esac
+exit "$bad"

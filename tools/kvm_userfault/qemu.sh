@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# shellcheck shell=sh disable=SC2034,SC2154
+# Sourced after lib.sh by what boots the kernel: jobs for init.c, and QEMU.
+
+kernel=$out/kernel/$image
+boot_seconds=${BOOT_SECONDS:-120}
+
+# job HOW >JOB begins a job; the programs follow.
+job()
+{
+	printf '%s\0' "$1"
+}
+
+# job_program NAME TIMEOUT DIRECTORY "SETTING..." COMMAND [ARG...] >>JOB
+job_program()
+{
+	printf '%s\0%s\0%s\0' "$1" "$2" "$3"
+	settings=$4
+	shift 4
+	# shellcheck disable=SC2086
+	job_list $settings
+	job_list "$@"
+}
+
+job_list()
+{
+	printf '%s\0' $# "$@"
+}
+
+build_init()
+{
+	[ -e "$kernel" ] || die "there is no kernel in $out/kernel: run make kernel"
+	if [ ! -e "$out/init" ] || [ -n "$(find "$here/init.c" -newer "$out/init")" ]; then
+		"${cross}gcc" -Wall -Wextra -Werror -O2 -static -o "$out/init.new" "$here/init.c" ||
+			die "cannot build init.c"
+		mv "$out/init.new" "$out/init"
+	fi
+}
+
+# initrd DIR: init and DIR/job, in DIR/initrd.
+initrd()
+{
+	mkdir -p "$1/root/dev"
+	cp "$out/init" "$1/root/init"
+	cp "$1/job" "$1/root/job"
+	(cd "$1/root" && find . | cpio -o -H newc --quiet) >"$1/initrd"
+	rm -r "$1/root"
+}
+
+# Hardware acceleration only where a guest of it gets SVM or VMX too, which the device node
+# alone does not say. The answer is kept.
+accelerator()
+{
+	if [ -n "${ACCEL:-}" ]; then
+		echo "$ACCEL"
+	elif [ -w /dev/kvm ] && [ "$arch" = x86_64 ] && grep -qsx '[1Y]' \
+			/sys/module/kvm_amd/parameters/nested /sys/module/kvm_intel/parameters/nested; then
+		[ -e "$out/accel" ] || probe_kvm >"$out/accel"
+		cat "$out/accel"
+	else
+		echo tcg
+	fi
+}
+
+probe_kvm()
+{
+	probe=$(mktemp -d)
+	{ job list; job_program probe 10 / "" true; } >"$probe/job"
+	(ACCEL=kvm; boot "$probe" "" </dev/null) && grep -qx 'R kvm yes' "$probe/report" &&
+		echo kvm || echo tcg
+	rm -r "$probe"
+}
+
+# boot DIR SECONDS [QEMU-ARG...]: run DIR/job in a VM until it is done or SECONDS have passed
+# ("": no limit). Leaves DIR/report, DIR/console.log and DIR/qemu.log.
+boot()
+{
+	boot_dir=$1
+	boot_limit=$2
+	shift 2
+	build_init
+	initrd "$boot_dir"
+	accel=$(accelerator)
+	append="panic=-1 panic_on_warn=1 oops=panic nmi_watchdog=0 softlockup_panic=0 ${APPEND:-}"
+	case $arch in
+	x86_64)
+		case $accel in
+		kvm)	set -- -cpu host "$@" ;;
+		*)	accel=tcg,thread=multi; set -- -cpu EPYC,+svm,+npt "$@" ;;
+		esac
+		set -- qemu-system-x86_64 -M q35 "$@"
+		append="console=ttyS0 reboot=t tsc=reliable $append" ;;
+	arm64)
+		accel=tcg,thread=multi
+		set -- qemu-system-aarch64 -M virt,virtualization=on,gic-version=3 \
+			-cpu max,pauth-impdef=on,lpa2=off,sve=off,sme=off "$@"
+		append="console=ttyAMA0 $append" ;;
+	esac
+	# shellcheck disable=SC2086
+	set -- "$@" -accel "$accel" -smp "${SMP:-2}" -m "${MEM:-4G}" -kernel "$kernel" \
+		-initrd "$boot_dir/initrd" -append "$append" \
+		-nodefaults -no-user-config -display none -no-reboot -serial "file:$boot_dir/console.log" \
+		-fsdev local,id=host,path=/,security_model=none,readonly=on,multidevs=remap \
+		-device virtio-9p-pci,fsdev=host,mount_tag=host \
+		-device virtio-serial-pci \
+		-chardev "file,id=report,path=$boot_dir/report" \
+		-device virtserialport,chardev=report,name=report ${QEMU_ARGS:-}
+	[ -z "$boot_limit" ] || set -- timeout --foreground -k 5 "$boot_limit" "$@"
+	: >"$boot_dir/report"
+	"$@" 2>"$boot_dir/qemu.log"
+}
+
+# Lines of a kernel log that must not be there.
+splat='WARNING:|BUG:|kernel BUG|Oops|Call Trace|INFO: (task|rcu|possible|suspicious|trying)|possible circular|suspicious RCU|rcu: INFO|KASAN|UBSAN|KCSAN|unreferenced object|general protection|Kernel panic|soft lockup|kernel log overrun'

@@ -1,0 +1,21 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-only
+# Build the KVM selftests, ours among them, against the headers of the kernel built for ARCH.
+
+. "$(dirname "$0")/lib.sh"
+
+lock_build
+[ -e "$out/kernel/usr/include/linux/kvm.h" ] || die "no kernel headers in $out/kernel: run make kernel"
+log=$logs/selftests-$flavour.log
+o=$out/selftests
+mkdir -p "$o"
+export KHDR_INCLUDES="-isystem $out/kernel/usr/include"
+
+# Static, so that what runs is the same wherever it is built.
+build_selftests()
+{
+	make -C "$tree/tools/testing/selftests/kvm" -j"$jobs" ARCH="$karch" CROSS_COMPILE="$cross" CC="$cc" \
+		OUTPUT="$o" LINUX_HDR_PATH="$out/kernel/usr/include" LDFLAGS=-static all
+}
+
+step "build $flavour selftests" "$log" build_selftests
