@@ -8,17 +8,20 @@
 
 #include <linux/kvm_host.h>
 
-#ifdef CONFIG_KVM_USERFAULT
-
-#define KVM_USERFAULT_MEM_FLAGS	(KVM_MEM_USERFAULT | KVM_MEM_USERFAULT_ARMED)
-
 /*
  * Architectures that cannot serve some kind of VM define this, e.g. because
  * taking a private mapping away would lose what the guest has stored there.
  */
 #ifndef kvm_arch_has_userfault
-#define kvm_arch_has_userfault(kvm) true
+static inline bool kvm_arch_has_userfault(struct kvm *kvm)
+{
+	return true;
+}
 #endif
+
+#ifdef CONFIG_KVM_USERFAULT
+
+#define KVM_USERFAULT_MEM_FLAGS	(KVM_MEM_USERFAULT | KVM_MEM_USERFAULT_ARMED)
 
 u32 kvm_userfault_capability(struct kvm *kvm);
 
@@ -37,12 +40,6 @@ int kvm_vm_ioctl_set_userfault_range(struct kvm *kvm,
 				     struct kvm_userfault_range __user *urange);
 int kvm_vm_ioctl_get_userfault_range(struct kvm *kvm,
 				     struct kvm_userfault_range __user *urange);
-
-/* May the memory slot of @kvm that userspace describes have userfaults? */
-static inline bool kvm_has_userfault(struct kvm *kvm)
-{
-	return kvm_arch_has_userfault(kvm);
-}
 
 /*
  * Must a vCPU's access to @gfn exit?  Ask after the snapshot of
@@ -77,11 +74,6 @@ static inline void kvm_userfault_copy_memslot(struct kvm_memory_slot *dest,
 #else
 
 #define KVM_USERFAULT_MEM_FLAGS	0
-
-static inline bool kvm_has_userfault(struct kvm *kvm)
-{
-	return false;
-}
 
 static inline int
 kvm_userfault_prepare_memslot(const struct kvm_memory_slot *old,

@@ -92,8 +92,8 @@ typedef void (*userfault_fn_t)(struct userfault_chunk *chunk,
  * memslots are no concern of userspace: for it they are holes.  A memslot that
  * is about to be deleted or moved is still there until it is gone.
  */
-static __always_inline void userfault_for_each_slot(struct userfault_chunk *chunk,
-						    userfault_fn_t fn)
+static __always_inline void userfault_walk_slots(struct userfault_chunk *chunk,
+						 userfault_fn_t fn)
 {
 	struct kvm_memslot_iter iter;
 	struct kvm_memslots *slots;
@@ -188,9 +188,9 @@ static void userfault_arm(struct userfault_chunk *chunk)
 	 * Set all bits before unmapping anything: unmapping may drop mmu_lock,
 	 * and a fault that then maps a page next to the chunk has to see them.
 	 */
-	userfault_for_each_slot(chunk, userfault_change);
+	userfault_walk_slots(chunk, userfault_change);
 	if (chunk->changed)
-		userfault_for_each_slot(chunk, userfault_unmap);
+		userfault_walk_slots(chunk, userfault_unmap);
 
 	/*
 	 * Flush everything: a huge mapping that went with its armed page
@@ -219,7 +219,7 @@ static gfn_t userfault_first_page(struct kvm *kvm, unsigned long as_mask,
 		.armable = true,
 	};
 
-	userfault_for_each_slot(&all, userfault_look_up);
+	userfault_walk_slots(&all, userfault_look_up);
 
 	*armable = all.armable;
 	return all.first;
@@ -250,7 +250,7 @@ static int userfault_check_and_arm(struct userfault_chunk *chunk, gfn_t end)
 static void userfault_clear(struct userfault_chunk *chunk)
 {
 	guard(srcu)(&chunk->kvm->srcu);
-	userfault_for_each_slot(chunk, userfault_change);
+	userfault_walk_slots(chunk, userfault_change);
 }
 
 /* Move @range on past its first @nr_pages: all of it, or a multiple of 64. */
@@ -395,7 +395,7 @@ static int userfault_get_range(struct kvm *kvm, struct kvm_userfault_range *rang
 
 		bitmap_zero(state, nr_pages);
 		scoped_guard(srcu, &kvm->srcu)
-			userfault_for_each_slot(&chunk, userfault_get);
+			userfault_walk_slots(&chunk, userfault_get);
 
 		if (copy_to_user(userfault_bitmap_ptr(range), state,
 				 DIV_ROUND_UP(nr_pages, BITS_PER_BYTE)))
@@ -468,7 +468,7 @@ int kvm_vm_ioctl_get_userfault_range(struct kvm *kvm,
 
 u32 kvm_userfault_capability(struct kvm *kvm)
 {
-	if (kvm && !kvm_has_userfault(kvm))
+	if (kvm && !kvm_arch_has_userfault(kvm))
 		return 0;
 
 	return USERFAULT_SET_FLAGS | KVM_USERFAULT_CAP_ARMED;
