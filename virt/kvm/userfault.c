@@ -72,7 +72,6 @@ struct userfault_chunk {
 	/* SET: what of the chunk to change, bit 0 is @start; NULL: all of it. */
 	const unsigned long *select;
 	bool arm;
-	bool flush;
 	unsigned long changed;
 
 	/* GET: where the state goes, bit 0 is @start. */
@@ -148,30 +147,42 @@ static void userfault_get(struct userfault_chunk *chunk,
 			     end - start);
 }
 
+/*
+ * Unmap what is to be armed and flush, before mmu_lock can be dropped: while a
+ * page is unmapped but not flushed, an invalidation by the primary MMU would find
+ * nothing to do and free the page under a vCPU that still uses it.  Hence do not
+ * yield between the runs of pages that the user bitmap selects.
+ *
+ * Flush everything: a huge mapping that goes with its armed page reaches beyond
+ * the range.
+ */
 static void userfault_unmap(struct userfault_chunk *chunk,
 			    struct kvm_memory_slot *slot,
 			    gfn_t start, gfn_t end)
 {
 	struct kvm_gfn_range range = {
 		.slot = slot,
+		.start = start,
+		.end = end,
 		.attr_filter = KVM_FILTER_SHARED | KVM_FILTER_PRIVATE,
-		.may_block = true,
+		.may_block = !chunk->select,
 	};
 	unsigned long from = start - chunk->start;
 	unsigned long to = end - chunk->start;
+	bool flush = false;
 
-	if (!chunk->select) {
-		range.start = start;
-		range.end = end;
-		chunk->flush |= kvm_unmap_gfn_range(chunk->kvm, &range);
-		return;
+	if (chunk->select) {
+		for_each_set_bitrange_from(from, to, chunk->select, end - chunk->start) {
+			range.start = chunk->start + from;
+			range.end = chunk->start + to;
+			flush |= kvm_unmap_gfn_range(chunk->kvm, &range);
+		}
+	} else {
+		flush = kvm_unmap_gfn_range(chunk->kvm, &range);
 	}
 
-	for_each_set_bitrange_from(from, to, chunk->select, end - chunk->start) {
-		range.start = chunk->start + from;
-		range.end = chunk->start + to;
-		chunk->flush |= kvm_unmap_gfn_range(chunk->kvm, &range);
-	}
+	if (flush)
+		kvm_flush_remote_tlbs(chunk->kvm);
 }
 
 static void userfault_arm(struct userfault_chunk *chunk)
@@ -191,13 +202,6 @@ static void userfault_arm(struct userfault_chunk *chunk)
 	userfault_walk_slots(chunk, userfault_change);
 	if (chunk->changed)
 		userfault_walk_slots(chunk, userfault_unmap);
-
-	/*
-	 * Flush everything: a huge mapping that went with its armed page
-	 * reaches beyond the chunk.
-	 */
-	if (chunk->flush)
-		kvm_flush_remote_tlbs(kvm);
 
 	kvm_mmu_invalidate_end(kvm);
 	KVM_MMU_UNLOCK(kvm);
