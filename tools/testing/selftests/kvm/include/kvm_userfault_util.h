@@ -12,7 +12,15 @@
 #include "kvm_util.h"
 #include "test_util.h"
 
-/* All flags of KVM_SET_USERFAULT_RANGE that exist. */
+/* Numbers that are taken, but not yet in the uapi header. */
+#ifndef KVM_USERFAULT_COLLAPSE
+#define KVM_USERFAULT_COLLAPSE		(1ULL << 1)
+#endif
+#ifndef KVM_USERFAULT_CAP_RESOLVE
+#define KVM_USERFAULT_CAP_RESOLVE	(1 << 16)
+#endif
+
+/* All flags of KVM_SET_USERFAULT_RANGE. */
 #define USERFAULT_SET_FLAGS						\
 	(KVM_USERFAULT_ARM | KVM_USERFAULT_COLLAPSE | KVM_USERFAULT_BITMAP)
 
