@@ -5,6 +5,9 @@ MAKEFLAGS += --no-print-directory
 TOOLS := tools/kvm_userfault
 export ARCH DEBUG KERNEL_TARBALL BUILD ACCEL APPEND MEM SMP QEMU_ARGS TIMEOUT
 
+# What make vm boots; it is made only where there is none, so that the program's output stands alone.
+BUILT := $(or $(BUILD),build)/$(or $(ARCH),x86_64)$(if $(DEBUG),-debug)/kernel/arch/*/boot/*Image
+
 help:		## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## */\1\t/p' Makefile | expand -t 12
 	@echo "With ARCH=x86_64 (default) or arm64, DEBUG=1 (slow checks in the kernel), BUILD=directory."
@@ -15,7 +18,7 @@ run: selftests	## boot a VM and demand-page a guest in it through the ioctl; set
 check: selftests	## everything that must pass, in the end "N passed, N failed, N skipped"
 	@$(TOOLS)/check.sh
 
-vm: kernel	## EXEC=program [ARGS="..."]: run it under our kernel; alone: a shell. APPEND= MEM= SMP= QEMU_ARGS= TIMEOUT=
+vm: $(if $(wildcard $(BUILT)),,kernel)	## EXEC=program [ARGS="..."]: run it under our kernel; alone: a shell. APPEND= MEM= SMP= QEMU_ARGS= TIMEOUT=
 	@$(TOOLS)/vm.sh $(EXEC) $(ARGS)
 
 tree: deps	## unpack the base kernel into build/tree and lay the overlay over it

@@ -7,6 +7,7 @@
 lock_build
 o=$out/kernel
 log=$logs/kernel-$flavour.log
+# On top of allnoconfig; where a symbol comes twice, the last counts.
 fragments()
 {
 	cat "$here/config/kernel.config" "$here/config/$arch.config" ${DEBUG:+"$here/config/debug.config"}
@@ -17,14 +18,6 @@ kmake()
 	make -C "$tree" O="$o" ARCH="$arch" CROSS_COMPILE="$cross" CC="$cc" HOSTCC="${cc#"$cross"}" \
 		KBUILD_BUILD_TIMESTAMP=@0 KBUILD_BUILD_USER=kvm KBUILD_BUILD_HOST=userfault \
 		KBUILD_BUILD_VERSION=1 -s "$@"
-}
-
-# tinyconfig, then the fragments: where a symbol comes twice, the last counts.
-configure()
-{
-	kmake tinyconfig &&
-	fragments >>"$o/.config" &&
-	kmake olddefconfig
 }
 
 # Each line of a fragment must have survived; Kconfig drops what lacks a dependency in silence.
@@ -44,7 +37,7 @@ fragments >"$o/fragments.new"
 if ! cmp -s "$o/fragments.new" "$o/fragments" || [ ! -e "$o/.config" ]; then
 	need_space "$build" 1500 "the kernel build"
 	rm -f "$o/fragments"
-	step "configure $flavour kernel" "$log" configure
+	step "configure $flavour kernel" "$log" kmake KCONFIG_ALLCONFIG="$o/fragments.new" allnoconfig
 	check_config
 	mv "$o/fragments.new" "$o/fragments"
 else

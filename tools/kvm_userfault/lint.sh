@@ -48,7 +48,7 @@ lint_patches()
 
 our_files()
 {
-	git ls-files --cached --others --exclude-standard | while read -r file; do
+	git -c safe.directory="$top" ls-files --cached --others --exclude-standard | while read -r file; do
 		[ ! -f "$file" ] || echo "$file"
 	done
 }

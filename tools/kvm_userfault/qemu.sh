@@ -84,27 +84,27 @@ boot()
 	append="panic=-1 panic_on_warn=1 oops=panic nmi_watchdog=0 softlockup_panic=0 ${APPEND:-}"
 	case $arch in
 	x86_64)
+		qemu="qemu-system-x86_64 -M q35"
 		case $accel in
-		kvm)	set -- -cpu host "$@" ;;
-		*)	accel=tcg,thread=multi; set -- -cpu EPYC,+svm,+npt "$@" ;;
+		kvm)	qemu="$qemu -cpu host" ;;
+		*)	accel=tcg,thread=multi; qemu="$qemu -cpu EPYC,+svm,+npt" ;;
 		esac
-		set -- qemu-system-x86_64 -M q35 "$@"
 		append="console=ttyS0 reboot=t tsc=reliable $append" ;;
 	arm64)
 		accel=tcg,thread=multi
-		set -- qemu-system-aarch64 -M virt,virtualization=on,gic-version=3 \
-			-cpu max,pauth-impdef=on,lpa2=off,sve=off,sme=off "$@"
+		qemu="qemu-system-aarch64 -M virt,virtualization=on,gic-version=3"
+		qemu="$qemu -cpu max,pauth-impdef=on,lpa2=off,sve=off,sme=off"
 		append="console=ttyAMA0 $append" ;;
 	esac
 	# shellcheck disable=SC2086
-	set -- "$@" -accel "$accel" -smp "${SMP:-2}" -m "${MEM:-4G}" -kernel "$kernel" \
+	set -- $qemu -accel "$accel" -smp "${SMP:-2}" -m "${MEM:-4G}" -kernel "$kernel" \
 		-initrd "$boot_dir/initrd" -append "$append" \
 		-nodefaults -no-user-config -display none -no-reboot -serial "file:$boot_dir/console.log" \
 		-fsdev local,id=host,path=/,security_model=none,readonly=on,multidevs=remap \
 		-device virtio-9p-pci,fsdev=host,mount_tag=host \
 		-device virtio-serial-pci \
 		-chardev "file,id=report,path=$boot_dir/report" \
-		-device virtserialport,chardev=report,name=report ${QEMU_ARGS:-}
+		-device virtserialport,chardev=report,name=report "$@" ${QEMU_ARGS:-}
 	[ -z "$boot_limit" ] || set -- timeout --foreground -k 5 "$boot_limit" "$@"
 	: >"$boot_dir/report"
 	"$@" 2>"$boot_dir/qemu.log"
