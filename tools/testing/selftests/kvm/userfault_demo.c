@@ -247,7 +247,8 @@ static bool all_done(int nr)
 /* Let the first @nr vCPUs read all memory once, and say how far they are. */
 static void read_all(int nr)
 {
-	u64 fetched, shown = 0, last = 0, last_change = now_ns();
+	u64 fetched, last = nr_fetched, shown = last * 10 / nr_pages;
+	u64 last_change = now_ns();
 	int i;
 
 	for (i = 0; i < nr; i++) {
@@ -267,7 +268,7 @@ static void read_all(int nr)
 			exit(1);
 		}
 
-		if (fetched * 10 / nr_pages > shown && fetched <= nr_pages) {
+		if (fetched * 10 / nr_pages > shown) {
 			shown = fetched * 10 / nr_pages;
 			say("  %3lu%%  %7lu of %lu pages",
 			    shown * 10, fetched, nr_pages);

@@ -363,26 +363,32 @@ static void stop_vcpus(struct _test_data_gmem *self)
 	join_vcpus(self);
 }
 
-FIXTURE_SETUP(gmem)
+static bool has_private_memory(void)
+{
+#ifdef __x86_64__
+	return kvm_check_cap(KVM_CAP_VM_TYPES) & BIT(KVM_X86_SW_PROTECTED_VM);
+#else
+	return false;
+#endif
+}
+
+static void set_up(struct _test_data_gmem *self, bool private)
 {
 	struct vm_shape shape = VM_SHAPE_DEFAULT;
 	struct kvm_vcpu *vcpus[NR_VCPUS];
 	int i;
 
-	self->private = variant->private;
 #ifdef __x86_64__
-	if (self->private) {
-		if (!(kvm_check_cap(KVM_CAP_VM_TYPES) & BIT(KVM_X86_SW_PROTECTED_VM)))
-			SKIP(return, "No KVM_X86_SW_PROTECTED_VM");
+	if (private)
 		shape.type = KVM_X86_SW_PROTECTED_VM;
-	}
 #endif
+	self->private = private;
 	self->vm = __vm_create_with_vcpus(shape, NR_VCPUS, NR_PAGES, guest_code, vcpus);
 	self->page_size = max_t(u64, self->vm->page_size, getpagesize());
 	self->size = NR_PAGES * self->page_size;
 
 	self->fd = create_file(self);
-	if (self->private) {
+	if (private) {
 		self->hva = kvm_mmap(self->size, PROT_READ | PROT_WRITE,
 				     MAP_PRIVATE | MAP_ANONYMOUS, -1);
 		vm_mem_set_private(self->vm, GPA, self->size);
@@ -394,11 +400,19 @@ FIXTURE_SETUP(gmem)
 	virt_map(self->vm, GPA, GPA, self->size / self->vm->page_size);
 
 	write_guest_global(self->vm, guest_page_size, self->page_size);
-	write_guest_global(self->vm, guest_has_content, !self->private);
+	write_guest_global(self->vm, guest_has_content, !private);
 	for (i = 0; i < NR_VCPUS; i++) {
 		self->threads[i] = (struct vcpu_thread) { .self = self, .vcpu = vcpus[i] };
 		vcpu_args_set(vcpus[i], 1, i);
 	}
+}
+
+FIXTURE_SETUP(gmem)
+{
+	if (variant->private && !has_private_memory())
+		SKIP(return, "No KVM_X86_SW_PROTECTED_VM");
+
+	set_up(self, variant->private);
 }
 
 FIXTURE_TEARDOWN(gmem)
@@ -754,13 +768,18 @@ TEST_F_TIMEOUT(gmem, punch_hole_race, TEST_SECONDS)
 
 #ifdef __x86_64__
 /* Pages stay armed when they are converted, and clear as they become either. */
-TEST_F(gmem, convert)
+TEST(convert)
 {
-	struct kvm_vcpu *vcpu = self->threads[0].vcpu;
-	gpa_t gpa = GPA + 2 * self->page_size;
+	struct _test_data_gmem data = {}, *self = &data;
+	struct kvm_vcpu *vcpu;
+	gpa_t gpa;
 
-	if (!self->private)
-		SKIP(return, "Only private memory can be converted");
+	if (!has_private_memory())
+		SKIP(return, "No KVM_X86_SW_PROTECTED_VM");
+
+	set_up(self, true);
+	vcpu = self->threads[0].vcpu;
+	gpa = GPA + 2 * self->page_size;
 
 	set_slot(self, KVM_MEM_USERFAULT);
 	TEST_ASSERT_EQ(arm(self, 2, 1), 1);
@@ -785,6 +804,7 @@ TEST_F(gmem, convert)
 	wait_exits(self);
 	TEST_ASSERT_EQ(clear(self, 0, NR_PAGES), NR_PAGES);
 	stop_vcpus(self);
+	kvm_vm_free(self->vm);
 }
 #endif
 
