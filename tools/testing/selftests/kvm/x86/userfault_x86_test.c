@@ -84,10 +84,10 @@ static void guest_rmw(void)
 
 	asm volatile("lock incq (%0)" : : "r"(PTR(0)) : "memory");
 	GUEST_SYNC(READ_ONCE(*PTR(0)));
-	asm volatile("addq $7, (%0)" : : "r"(PTR(0)) : "memory");
-	GUEST_SYNC(READ_ONCE(*PTR(0)));
 	asm volatile("xchg %0, (%1)" : "+r"(val) : "r"(PTR(0)) : "memory");
 	GUEST_SYNC(val);
+	asm volatile("addq $7, (%0)" : : "r"(PTR(0)) : "memory");
+	GUEST_SYNC(READ_ONCE(*PTR(0)));
 
 	/* Across two pages, of which one is armed. */
 	WRITE_ONCE(*(u64 *)(GPA(1) - 4), 0x1122334455667788);
@@ -99,8 +99,8 @@ KVM_ONE_VCPU_TEST(userfault_x86, read_modify_write, guest_rmw)
 {
 	struct kvm_vm *vm = vcpu->vm;
 	u64 *hva = add_slot(vm, VM_MEM_SRC_ANONYMOUS, 4, KVM_MEM_USERFAULT);
-	const u64 want[] = { 101, 108, 108 };
-	int i;
+	const u64 want[] = { 101, 101 };
+	int i, ret;
 
 	hva[0] = 100;
 	for (i = 0; i < ARRAY_SIZE(want); i++) {
@@ -111,6 +111,16 @@ KVM_ONE_VCPU_TEST(userfault_x86, read_modify_write, guest_rmw)
 		TEST_ASSERT_EQ(run_to_sync(vcpu), want[i]);
 	}
 	TEST_ASSERT_EQ(hva[0], 5);
+
+	/* Not atomic: a CPU in software may well read first. */
+	arm_page(vm, GPA(0));
+	ret = _vcpu_run(vcpu);
+	TEST_ASSERT(is_userfault_exit(vcpu, ret), "No exit, ret %d reason %u", ret,
+		    vcpu->run->exit_reason);
+	TEST_ASSERT_EQ(vcpu->run->memory_fault.gpa, GPA(0));
+	TEST_ASSERT_EQ(hva[0], 5);
+	clear_page(vm, GPA(0));
+	TEST_ASSERT_EQ(run_to_sync(vcpu), 12);
 
 	arm_page(vm, GPA(1));
 	assert_userfault_exit(vcpu, GPA(1), KVM_MEMORY_EXIT_FLAG_WRITE);
@@ -167,8 +177,9 @@ static void guest_irq(void)
 KVM_ONE_VCPU_TEST(userfault_x86, interrupt_delivery, guest_irq)
 {
 	struct kvm_vm *vm = vcpu->vm;
-	struct kvm_x86_state *state;
 	struct kvm_vcpu_events events;
+	struct kvm_lapic_state lapic;
+	struct kvm_x86_state *state;
 	struct {
 		gpa_t gpa;
 		u64 access;
@@ -209,9 +220,11 @@ KVM_ONE_VCPU_TEST(userfault_x86, interrupt_delivery, guest_irq)
 			 * with the page clear.
 			 */
 			state = vcpu_save_state(vcpu);
+			vcpu_ioctl(vcpu, KVM_GET_LAPIC, &lapic);
 			kvm_vm_release(vm);
 			vcpu = vm_recreate_with_one_vcpu(vm);
 			vcpu_load_state(vcpu, state);
+			vcpu_ioctl(vcpu, KVM_SET_LAPIC, &lapic);
 			kvm_x86_state_cleanup(state);
 			TEST_ASSERT(!vm_userfault_is_armed(vm, pages[i].gpa),
 				    "Armed in a new VM");
@@ -748,8 +761,8 @@ static void test_nested(struct kvm_vcpu *vcpu, bool nested_tdp)
 	hva = add_slot(vm, VM_MEM_SRC_ANONYMOUS, 8, KVM_MEM_USERFAULT);
 	if (nested_tdp) {
 		/* L2: gva == L2_ALIAS_GPA, which L1 maps to UF_GPA. */
-		tdp_identity_map_default_memslots(vm);
 		virt_map(vm, L2_ALIAS_GPA, L2_ALIAS_GPA, 8);
+		tdp_identity_map_default_memslots(vm);
 		tdp_map(vm, L2_ALIAS_GPA, UF_GPA, 8 * PAGE_SIZE);
 		write_guest_global(vm, l2_base, L2_ALIAS_GPA);
 	} else {
