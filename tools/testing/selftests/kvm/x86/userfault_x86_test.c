@@ -415,10 +415,10 @@ static void test_pre_fault(struct kvm_vcpu *vcpu, enum vm_mem_backing_src_type s
 	struct kvm_vm *vm = vcpu->vm;
 	u64 *hva;
 
-	TEST_REQUIRE(kvm_has_cap(KVM_CAP_PRE_FAULT_MEMORY));
 	hva = add_slot(vm, src, 512, KVM_MEM_USERFAULT);
 	arm_page(vm, GPA(5));
 
+	TEST_ASSERT_EQ(kvm_has_cap(KVM_CAP_PRE_FAULT_MEMORY), kvm_is_tdp_enabled());
 	if (!kvm_is_tdp_enabled()) {
 		pre_fault(vcpu, GPA(0), 16 * PAGE_SIZE, EOPNOTSUPP, 16 * PAGE_SIZE);
 		pre_fault(vcpu, GPA(5), PAGE_SIZE, EOPNOTSUPP, PAGE_SIZE);
