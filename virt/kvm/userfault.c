@@ -431,7 +431,7 @@ int kvm_vm_ioctl_set_userfault_range(struct kvm *kvm,
 		return r;
 
 	/* What cannot be told later must not be done. */
-	if (put_user(0, &urange->changed))
+	if (put_user(range.changed, &urange->changed))
 		return -EFAULT;
 
 	gpa = range.gpa;
@@ -442,6 +442,10 @@ int kvm_vm_ioctl_set_userfault_range(struct kvm *kvm,
 
 	trace_kvm_userfault_range(gpa, size, range.flags, range.as_mask,
 				  size - range.size, range.changed, r);
+
+	/* Bad input, though it took slots_lock to tell. */
+	if (r == -ENOENT && range.size == size)
+		return r;
 
 	if (r ? copy_to_user(urange, &range, sizeof(range)) :
 		put_user(range.changed, &urange->changed))
