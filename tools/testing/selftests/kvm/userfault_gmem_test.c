@@ -41,6 +41,9 @@
 
 #define TEST_SECONDS	120
 
+/* How long a vCPU may take for what it has to do. */
+#define WAIT_SECONDS	30
+
 enum guest_mode {
 	/* Count up in every page; it must hold what was written last. */
 	HAMMER,
@@ -225,31 +228,42 @@ static u64 exits(struct vcpu_thread *t)
 	return __atomic_load_n(&t->exits, __ATOMIC_ACQUIRE);
 }
 
+static void wait_a_bit(struct timespec start, const char *what, int vcpu)
+{
+	usleep(100);
+	TEST_ASSERT(timespec_elapsed(start).tv_sec < WAIT_SECONDS,
+		    "vCPU %d does not %s", vcpu, what);
+}
+
 /* Wait until each vCPU has been all through its memory once more, at least. */
 static void wait_rounds(struct _test_data_gmem *self)
 {
+	struct timespec start;
 	u64 old[NR_VCPUS];
 	int i;
 
+	clock_gettime(CLOCK_MONOTONIC, &start);
 	for (i = 0; i < NR_VCPUS; i++)
 		old[i] = rounds(self, i);
 	for (i = 0; i < NR_VCPUS; i++) {
 		while (rounds(self, i) < old[i] + 2)
-			usleep(100);
+			wait_a_bit(start, "get on", i);
 	}
 }
 
 /* Wait until each vCPU has exited once more. */
 static void wait_exits(struct _test_data_gmem *self)
 {
+	struct timespec start;
 	u64 old[NR_VCPUS];
 	int i;
 
+	clock_gettime(CLOCK_MONOTONIC, &start);
 	for (i = 0; i < NR_VCPUS; i++)
 		old[i] = exits(&self->threads[i]);
 	for (i = 0; i < NR_VCPUS; i++) {
 		while (exits(&self->threads[i]) == old[i])
-			usleep(100);
+			wait_a_bit(start, "exit", i);
 	}
 }
 
