@@ -9,6 +9,7 @@
  *  - the life of a memslot: creation, flags on and off, deletion, dirty logging
  *  - the armed state after random calls, against a model kept by the test, and
  *    how far a call got when a signal or a bad user bitmap stopped it
+ *  - calls that race with each other and with changes of memslots
  *  - exits: the whole of each, and that there is one for every access to an
  *    armed page and none for any other page, with running vCPUs and with huge
  *    pages
@@ -2145,6 +2146,132 @@ KVM_ONE_VCPU_TEST(userfault, race_arm_clear, guest_count_many)
 	TEST_ASSERT_EQ(vm_userfault_clear(vm, GPA(3), psz), 1);
 	stop_workers(vm, &w, 1);
 	TEST_ASSERT_EQ(vcpu_get_stat(vcpu, userfault_exits), w.exits);
+}
+
+/*
+ * Concurrent calls
+ */
+
+struct setter {
+	struct kvm_vm *vm;
+	gpa_t gpa;
+	pthread_t thread;
+};
+
+/* One of 64 pages of a word: nobody else changes it. */
+static void *setter_fn(void *arg)
+{
+	struct setter *s = arg;
+	int i;
+
+	for (i = 0; i < 3000; i++) {
+		TEST_ASSERT_EQ(vm_userfault_arm(s->vm, s->gpa, psz), 1);
+		TEST_ASSERT(vm_userfault_is_armed(s->vm, s->gpa), "Arm lost, #%d", i);
+		TEST_ASSERT_EQ(vm_userfault_clear(s->vm, s->gpa, psz), 1);
+		TEST_ASSERT(!vm_userfault_is_armed(s->vm, s->gpa), "Clear lost, #%d", i);
+	}
+
+	return NULL;
+}
+
+KVM_ONE_VCPU_TEST(userfault, race_same_word, guest_ops)
+{
+	struct kvm_vm *vm = vcpu->vm;
+	struct setter s[3];
+	int i;
+
+	add_slot(vm, UF_SLOT, KVM_MEM_USERFAULT, UF_GPA, 64);
+	for (i = 0; i < ARRAY_SIZE(s); i++) {
+		s[i].vm = vm;
+		s[i].gpa = GPA(30 + i);
+		pthread_create(&s[i].thread, NULL, setter_fn, &s[i]);
+	}
+	for (i = 0; i < ARRAY_SIZE(s); i++)
+		pthread_join(s[i].thread, NULL);
+	TEST_ASSERT_EQ(count_armed(vm, UF_GPA, 64), 0);
+}
+
+/* The memslot comes, goes and loses the flag under the calls. */
+static void *slot_changer_fn(void *arg)
+{
+	const u32 uf = KVM_MEM_USERFAULT;
+	struct setter *s = arg;
+	void *hva = alloc_mem(100);
+	int i;
+
+	for (i = 0; i < 60; i++) {
+		set_slot(s->vm, UF_SLOT, uf | KVM_MEM_USERFAULT_ARMED, s->gpa, 100, hva);
+		set_slot(s->vm, UF_SLOT, 0, s->gpa, 100, hva);
+		set_slot(s->vm, UF_SLOT, uf, s->gpa, 100, hva);
+		set_slot(s->vm, UF_SLOT, uf | KVM_MEM_LOG_DIRTY_PAGES, s->gpa, 100, hva);
+		set_slot(s->vm, UF_SLOT, 0, s->gpa, 0, NULL);
+	}
+	set_slot(s->vm, UF_SLOT, uf | KVM_MEM_USERFAULT_ARMED, s->gpa, 100, hva);
+	WRITE_ONCE(s->gpa, 0);
+
+	return NULL;
+}
+
+KVM_ONE_VCPU_TEST(userfault, race_slots, guest_ops)
+{
+	struct setter s = { .vm = vcpu->vm, .gpa = UF_GPA };
+	struct kvm_vm *vm = vcpu->vm;
+	u64 bitmap[2], armed;
+	int err;
+
+	pthread_create(&s.thread, NULL, slot_changer_fn, &s);
+	while (READ_ONCE(s.gpa)) {
+		err = __vm_userfault_set(vm, GPA(10), 80 * psz, KVM_USERFAULT_ARM, NULL);
+		TEST_ASSERT(!err || err == ENOENT, "Arm: errno %d", err);
+		err = __vm_userfault_get(vm, UF_GPA, 100 * psz, bitmap);
+		TEST_ASSERT(!err, "GET: errno %d", err);
+		err = __vm_userfault_set(vm, GPA(20), 60 * psz, 0, NULL);
+		TEST_ASSERT(!err, "Clear: errno %d", err);
+	}
+	pthread_join(s.thread, NULL);
+
+	armed = count_armed(vm, UF_GPA, 100);
+	TEST_ASSERT_EQ(vm_userfault_arm(vm, UF_GPA, 100 * psz), 100 - armed);
+	TEST_ASSERT_EQ(vm_userfault_clear(vm, UF_GPA, 100 * psz), 100);
+}
+
+static struct kvm_vm *lockless_vm;
+
+/* Called while KVM_GET_DIRTY_LOG, with slots_lock, waits for its user bitmap. */
+static int clearing_uffd_handler(int mode, int uffd, struct uffd_msg *msg)
+{
+	static u8 zeroes[SZ_64K];
+	struct uffdio_copy copy = {
+		.dst = msg->arg.pagefault.address & ~(psz - 1),
+		.src = (u64)zeroes,
+		.len = psz,
+	};
+
+	TEST_ASSERT(vm_userfault_is_armed(lockless_vm, GPA(1)), "Not armed");
+	TEST_ASSERT_EQ(vm_userfault_clear(lockless_vm, GPA(1), psz), 1);
+	TEST_ASSERT(!vm_userfault_is_armed(lockless_vm, GPA(1)), "Not clear");
+	lockless_vm = NULL;
+
+	TEST_ASSERT(!ioctl(uffd, UFFDIO_COPY, &copy), "UFFDIO_COPY: errno %d", errno);
+	return 0;
+}
+
+/* Whoever holds slots_lock, and for how long, clear and GET do not wait. */
+KVM_ONE_VCPU_TEST(userfault, clear_takes_no_slots_lock, guest_ops)
+{
+	struct kvm_vm *vm = vcpu->vm;
+	struct uffd_desc *uffd;
+	void *log = alloc_mem(1);
+
+	add_slot(vm, UF_SLOT, KVM_MEM_USERFAULT | KVM_MEM_LOG_DIRTY_PAGES, UF_GPA, 64);
+	TEST_ASSERT_EQ(vm_userfault_arm(vm, GPA(1), psz), 1);
+
+	lockless_vm = vm;
+	uffd = uffd_setup_demand_paging(UFFDIO_REGISTER_MODE_MISSING, 0, log, psz, 1,
+					clearing_uffd_handler);
+	kvm_vm_get_dirty_log(vm, UF_SLOT, log);
+	TEST_ASSERT(!lockless_vm, "KVM has not waited for the bitmap");
+	uffd_stop_demand_paging(uffd);
 }
 
 int main(int argc, char *argv[])
