@@ -786,8 +786,10 @@ static void *punch_holes(void *arg)
 	struct _test_data_gmem *self = arg;
 	u64 i;
 
-	for (i = 0; !READ_ONCE(self->stop_holes); i++)
+	for (i = 0; !READ_ONCE(self->stop_holes); i++) {
 		punch_hole(self, i * 37 % (NR_PAGES - 4), 1 + i % 5);
+		usleep(i % 100);
+	}
 	return NULL;
 }
 
@@ -799,7 +801,7 @@ TEST_F_TIMEOUT(gmem, punch_hole_race, TEST_SECONDS)
 
 	start_vcpus(self, HAMMER_HOLES, RETRY);
 	pthread_create(&thread, NULL, punch_holes, self);
-	for (i = 0; i < 100; i++) {
+	for (i = 0; i < 50; i++) {
 		set_slot(self, KVM_MEM_USERFAULT);
 		arm(self, i, 64);
 		if (i % 4)
