@@ -836,30 +836,42 @@ static bool has_private_memory(void)
 	return kvm_check_cap(KVM_CAP_VM_TYPES) & BIT(KVM_X86_SW_PROTECTED_VM);
 }
 
-KVM_ONE_VCPU_TEST(userfault_x86, private_memory, NULL)
+/* A VM with private memory, or NULL where there is none to be had. */
+static struct kvm_vm *create_private_vm(struct kvm_vcpu **vcpu, void *guest_code,
+					u64 **hva)
 {
 	const struct vm_shape shape = {
 		.mode = VM_MODE_DEFAULT,
 		.type = KVM_X86_SW_PROTECTED_VM,
 	};
+	struct kvm_vm *vm;
+
+	/* It comes with the TDP MMU only. */
+	if (!kvm_is_tdp_enabled() || !get_kvm_param_bool("tdp_mmu")) {
+		TEST_ASSERT(!has_private_memory(), "Private memory without the TDP MMU");
+		return NULL;
+	}
+	TEST_REQUIRE(has_private_memory());
+
+	vm = vm_create_shape_with_one_vcpu(shape, vcpu, guest_code);
+	*hva = add_slot(vm, VM_MEM_SRC_ANONYMOUS, 8,
+			KVM_MEM_USERFAULT | KVM_MEM_GUEST_MEMFD);
+	vm_mem_set_private(vm, GPA(0), 4 * PAGE_SIZE);
+	return vm;
+}
+
+KVM_ONE_VCPU_TEST(userfault_x86, private_memory, NULL)
+{
 	const u64 private = KVM_MEMORY_EXIT_FLAG_PRIVATE;
 	struct kvm_vm *vm;
 	u64 *hva;
 	int i;
 
-	/* It comes with the TDP MMU only. */
-	if (!kvm_is_tdp_enabled() || !get_kvm_param_bool("tdp_mmu")) {
-		TEST_ASSERT(!has_private_memory(), "Private memory without the TDP MMU");
+	vm = create_private_vm(&vcpu, guest_private, &hva);
+	if (!vm)
 		return;
-	}
-	TEST_REQUIRE(has_private_memory());
-
-	vm = vm_create_shape_with_one_vcpu(shape, &vcpu, guest_private);
-	hva = add_slot(vm, VM_MEM_SRC_ANONYMOUS, 8,
-		       KVM_MEM_USERFAULT | KVM_MEM_GUEST_MEMFD);
 
 	/* Private content survives, armed or not: it is in place. */
-	vm_mem_set_private(vm, GPA(0), 4 * PAGE_SIZE);
 	arm_page(vm, GPA(1));
 	assert_userfault_exit(vcpu, GPA(1), KVM_MEMORY_EXIT_FLAG_WRITE | private);
 	clear_page(vm, GPA(1));
@@ -893,6 +905,71 @@ KVM_ONE_VCPU_TEST(userfault_x86, private_memory, NULL)
 	TEST_ASSERT_EQ(run_to_sync(vcpu), 0x2222);
 
 	kvm_vm_free(vm);
+}
+
+struct converter {
+	struct kvm_vm *vm;
+	bool stop;
+};
+
+static void *convert(void *arg)
+{
+	struct converter *c = arg;
+
+	while (!READ_ONCE(c->stop)) {
+		vm_mem_set_shared(c->vm, GPA(0), 4 * PAGE_SIZE);
+		vm_mem_set_private(c->vm, GPA(0), 4 * PAGE_SIZE);
+	}
+
+	return NULL;
+}
+
+/*
+ * Conversions under a vCPU that wants an armed page: every exit is a userfault,
+ * shared or private, or what upstream reports for a conversion that came between
+ * (neither READ nor USERFAULT); the access itself never gets through.
+ */
+KVM_ONE_VCPU_TEST(userfault_x86, private_conversion_race, NULL)
+{
+	const u64 private = KVM_MEMORY_EXIT_FLAG_PRIVATE;
+	const u64 userfault = KVM_MEMORY_EXIT_FLAG_USERFAULT |
+			      KVM_MEMORY_EXIT_FLAG_READ;
+	struct converter c = { };
+	struct kvm_run *run;
+	pthread_t thread;
+	u64 *hva, exits = 0, flags;
+	int i, ret;
+
+	c.vm = create_private_vm(&vcpu, guest_private, &hva);
+	if (!c.vm)
+		return;
+
+	TEST_ASSERT_EQ(run_to_sync(vcpu), 0);
+	arm_page(c.vm, GPA(1));
+	run = vcpu->run;
+	pthread_create(&thread, NULL, convert, &c);
+
+	for (i = 0; i < 1000; i++) {
+		ret = _vcpu_run(vcpu);
+		TEST_ASSERT(ret == -1 && errno == EFAULT &&
+			    run->exit_reason == KVM_EXIT_MEMORY_FAULT &&
+			    run->memory_fault.gpa == GPA(1),
+			    "ret %d errno %d reason %u gpa 0x%llx", ret, errno,
+			    run->exit_reason, run->memory_fault.gpa);
+		flags = run->memory_fault.flags & ~private;
+		TEST_ASSERT(!flags || flags == userfault, "Flags 0x%llx",
+			    run->memory_fault.flags);
+		exits += flags == userfault;
+	}
+	TEST_ASSERT_EQ(vcpu_get_stat(vcpu, userfault_exits), exits);
+
+	WRITE_ONCE(c.stop, true);
+	pthread_join(thread, NULL);
+	assert_userfault_exit(vcpu, GPA(1), KVM_MEMORY_EXIT_FLAG_READ | private);
+	clear_page(c.vm, GPA(1));
+	TEST_ASSERT_EQ(run_to_sync(vcpu), 0x1111);
+
+	kvm_vm_free(c.vm);
 }
 
 /*
