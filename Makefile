@@ -15,7 +15,7 @@ help:		## this list
 run: selftests	## boot a VM and demand-page a guest in it through the ioctl; sets up all it needs
 	@$(TOOLS)/run.sh
 
-check: selftests	## everything that must pass, in the end "N passed, N failed, N skipped"
+check: deps	## everything that must pass, in the end "N passed, N failed, N skipped"
 	@$(TOOLS)/check.sh
 
 vm: $(if $(wildcard $(BUILT)),,kernel)	## EXEC=program [ARGS="..."]: run it under our kernel; alone: a shell. APPEND= MEM= SMP= QEMU_ARGS= TIMEOUT=

@@ -11,6 +11,7 @@ results=$(mktemp)
 tmp=$(mktemp -d)
 trap 'rm -rf "$results" "$tmp"' EXIT
 begin=$(now)
+huge=/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages
 
 result()
 {
@@ -49,24 +50,27 @@ unit_tests()
 		echo "E unit 0 $end"
 		echo D
 	} >"$tmp/report"
-	to_results host "$logs" ""
+	to_results host "$logs"
 }
 
-# to_results ARCH LOGS REQUIRED: what $tmp/report says, into the results.
+# to_results ARCH LOGS: what $tmp/report says, into the results.
 to_results()
 {
 	mkdir -p "$2"
-	awk -f "$here/tap.awk" -v arch="$1" -v logs="$2" -v splat="$splat" -v required="$3" \
+	awk -f "$here/tap.awk" -v arch="$1" -v logs="$2" -v splat="$splat" \
 		-v boot="${boot_name:-}" "$tmp/report" >"$tmp/results"
 	cat "$tmp/results" >>"$results"
 }
 
-# Say how each program ended while the VM runs.
+# Say how each program ended, while $tmp/watch is there and this script lives.
 watch_report()
 {
 	watched=0
-	while kill -0 "$1" 2>/dev/null || [ "$(grep -c '^E ' "$tmp/report")" -gt "$watched" ]; do
-		grep '^E ' "$tmp/report" | tail -n +$((watched + 1)) >"$tmp/ended" || :
+	last_look=
+	while [ -z "$last_look" ]; do
+		sleep 0.5 >/dev/null 2>&1
+		[ -e "$tmp/watch" ] && kill -0 $$ 2>/dev/null || last_look=yes
+		{ grep '^E ' "$tmp/report" || :; } | tail -n +$((watched + 1)) >"$tmp/ended"
 		while read -r _ name seconds how; do
 			watched=$((watched + 1))
 			case $how in
@@ -75,7 +79,6 @@ watch_report()
 			*)		say "  $name" "$seconds s, FAILED: $how" ;;
 			esac
 		done <"$tmp/ended"
-		sleep 0.5
 	done
 }
 
@@ -89,23 +92,19 @@ run_group()
 		job list >"$tmp/job"
 		total=0
 		while read -r name seconds settings command; do
-			case " $settings " in
-			*" - "*)	settings= ;;
-			*)		settings=$(echo "$settings" | tr ',' ' ') ;;
-			esac
+			settings=$(echo "$settings" | sed "s|^-$||; s|^huge=|$huge=|; s|,huge=|,$huge=|; s|,| |g")
 			total=$((total + seconds))
 			# shellcheck disable=SC2086
 			job_program "$name" "$seconds" "$out/selftests" "$settings" $command >>"$tmp/job"
 		done <"$list"
 		say "$label" "$(wc -l <"$list") programs"
 		: >"$tmp/report"
-		(APPEND="$2 ${APPEND:-}"; boot "$tmp" $((total + boot_seconds))) &
-		vm=$!
-		trap 'kill $vm 2>/dev/null; exit 130' INT TERM
-		watch_report "$vm"
-		wait "$vm" || :
-		trap - INT TERM
-		to_results "$arch" "$logs/$flavour" "$required"
+		: >"$tmp/watch"
+		watch_report &
+		(APPEND="$2 ${APPEND:-}"; boot "$tmp" $((total + boot_seconds)) </dev/null) || :
+		rm "$tmp/watch"
+		wait
+		to_results "$arch" "$logs/$flavour"
 		cp "$tmp/console.log" "$logs/$flavour/$boot_name.console.log"
 		grep '^fail' "$tmp/results" | sed 's/^fail /  FAILED: /' || :
 		last=$(sed -n 's/^S //p' "$tmp/report" | tail -n 1)
@@ -120,30 +119,26 @@ run_group()
 			return
 		fi
 		tail -n 40 "$tmp/console.log" | sed 's/^/    /'
-		say "" "see $logs/$flavour/$boot_name.console.log"
+		say "  the VM died of $last" "see $logs/$flavour/$last.console.log"
 		mv "$logs/$flavour/$boot_name.console.log" "$logs/$flavour/$last.console.log"
-		sed "1,/^$last /d" "$list" >"$tmp/rest"
+		awk -v last="$last" 'found; $1 == last { found = 1 }' "$list" >"$tmp/rest"
 		mv "$tmp/rest" "$list"
+		boot_name=$boot_name.again
 	done
 }
 
-# The list's columns: architecture (or "all"), name, seconds, kernel parameters, settings, command;
-# "-" for none, commas between several. "required" among the settings: must not be skipped.
+# The tests of tests.list, one boot for all that have the same kernel parameters.
 vm_tests()
 {
 	sed 's/#.*//' "$here/tests.list" | awk -v arch="$arch" -v only=" $* " '
 		NF && ($1 == "all" || $1 == arch) && (only == "  " || index(only, " " $2 " "))' >"$tmp/tests"
-	required=$(awk '("," $5 ",") ~ /,required,/ { printf " %s ", $2 }' "$tmp/tests")
+	for name in "$@"; do
+		awk -v name="$name" '$2 == name { found = 1 } END { exit !found }' "$tmp/tests" ||
+			die "tests.list has no $name for $arch"
+	done
 	awk '!seen[$4]++ { print $4 }' "$tmp/tests" >"$tmp/groups"
 	while read -r parameters <&3; do
-		awk -v p="$parameters" '$4 == p {
-			gsub(/required,?/, "", $5)
-			sub(/,$/, "", $5)
-			$1 = $4 = ""
-			if ($5 == "")
-				$5 = "-"
-			print
-		}' "$tmp/tests" | sed 's/^ *//; s/  */ /g' >"$tmp/list"
+		awk -v p="$parameters" '$4 == p { $1 = $4 = ""; print }' "$tmp/tests" >"$tmp/list"
 		if [ "$parameters" = - ]; then
 			boot_name=boot
 			run_group "VM $flavour" "" "$tmp/list"

@@ -99,36 +99,31 @@ try()
 	try_label=$1 try_log=$2
 	shift 2
 	try_start=$(now)
-	"$@" >"$try_log" 2>&1 </dev/null &
-	try_pid=$!
-	trap 'kill $try_pid 2>/dev/null; exit 130' INT TERM
-	try_tick=0
-	while kill -0 "$try_pid" 2>/dev/null; do
-		try_tick=$((try_tick + 1))
-		if [ "$try_tick" -le 20 ]; then
-			sleep 0.1
-		else
-			sleep 1
-			try_progress
-		fi
-	done
-	[ ! -t 1 ] || printf '\r\033[K'
-	trap - INT TERM
-	if wait "$try_pid"; then
-		say "$try_label" "$(since "$try_start")"
+	try_progress 9>&- &
+	try_ticker=$!
+	if "$@" >"$try_log" 2>&1 </dev/null; then
+		try_result=
 	else
-		say "$try_label" "FAILED after $(since "$try_start")"
-		return 1
+		try_result="FAILED after "
 	fi
+	kill "$try_ticker" 2>/dev/null || :
+	wait "$try_ticker" 2>/dev/null || :
+	[ ! -t 1 ] || printf '\r\033[K'
+	say "$try_label" "$try_result$(since "$try_start")"
+	[ -z "$try_result" ]
 }
 
-# On a terminal a line that counts, elsewhere a line every half minute.
+# On a terminal a line that counts, elsewhere a line every half minute, as long as the script lives.
 try_progress()
 {
-	if [ -t 1 ]; then
-		printf '\r%-44s %s, %s lines of log\033[K' "$try_label" \
-			"$(since "$try_start")" "$(wc -l <"$try_log")"
-	elif [ $((try_tick % 30)) -eq 20 ]; then
-		say "  ... $try_label" "$(since "$try_start")"
-	fi
+	try_ticks=0
+	while sleep 1 >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do
+		try_ticks=$((try_ticks + 1))
+		if [ -t 1 ]; then
+			printf '\r%-44s %s, %s lines of log\033[K' "$try_label" \
+				"$(since "$try_start")" "$(wc -l <"$try_log")"
+		elif [ $((try_ticks % 30)) -eq 0 ]; then
+			say "  ... $try_label" "$(since "$try_start")"
+		fi
+	done
 }
