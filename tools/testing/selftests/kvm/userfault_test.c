@@ -2122,12 +2122,18 @@ KVM_ONE_VCPU_TEST(userfault, race_arm_clear, guest_count_many)
 	pthread_create(&w.thread, NULL, race_worker, &w);
 	wait_progress(counter);
 
-	for (i = 0; i < 500; i++) {
+	for (i = 0; i < 1000; i++) {
 		TEST_ASSERT_EQ(vm_userfault_arm(vm, GPA(3), psz), 1);
 		frozen = READ_ONCE(*counter);
-		for (spin = 0; spin < i * 16; spin++)
-			TEST_ASSERT(READ_ONCE(*counter) == frozen, "A store got through");
+
+		/* Time for a fault that was in flight to do its harm. */
+		usleep(50);
+		TEST_ASSERT(READ_ONCE(*counter) == frozen, "A store got through");
 		TEST_ASSERT_EQ(vm_userfault_clear(vm, GPA(3), psz), 1);
+
+		/* Have the next fault at different points when the arm comes. */
+		for (spin = 0; spin < i % 500 * 4; spin++)
+			cpu_relax();
 	}
 
 	/* Let the last exit come in, if there is one: after that, none. */
@@ -2155,20 +2161,35 @@ KVM_ONE_VCPU_TEST(userfault, race_arm_clear, guest_count_many)
 struct setter {
 	struct kvm_vm *vm;
 	gpa_t gpa;
+	int bit;
 	pthread_t thread;
 };
 
-/* One of 64 pages of a word: nobody else changes it. */
+#define RACE_WORDS	16
+
+/*
+ * One of the 64 pages of each word: nobody else changes it, hence every call
+ * changes all of them.
+ */
 static void *setter_fn(void *arg)
 {
+	u64 size = RACE_WORDS * 64 * psz;
 	struct setter *s = arg;
+	u64 select[RACE_WORDS];
+	u64 changed;
 	int i;
 
-	for (i = 0; i < 3000; i++) {
-		TEST_ASSERT_EQ(vm_userfault_arm(s->vm, s->gpa, psz), 1);
-		TEST_ASSERT(vm_userfault_is_armed(s->vm, s->gpa), "Arm lost, #%d", i);
-		TEST_ASSERT_EQ(vm_userfault_clear(s->vm, s->gpa, psz), 1);
-		TEST_ASSERT(!vm_userfault_is_armed(s->vm, s->gpa), "Clear lost, #%d", i);
+	for (i = 0; i < RACE_WORDS; i++)
+		select[i] = BIT_ULL(s->bit);
+
+	for (i = 0; i < 5000; i++) {
+		changed = vm_userfault_set(s->vm, s->gpa, size,
+					   KVM_USERFAULT_ARM | KVM_USERFAULT_BITMAP,
+					   select);
+		TEST_ASSERT(changed == RACE_WORDS, "#%d: %lu pages armed", i, changed);
+		changed = vm_userfault_set(s->vm, s->gpa, size,
+					   KVM_USERFAULT_BITMAP, select);
+		TEST_ASSERT(changed == RACE_WORDS, "#%d: %lu pages cleared", i, changed);
 	}
 
 	return NULL;
@@ -2180,15 +2201,16 @@ KVM_ONE_VCPU_TEST(userfault, race_same_word, guest_ops)
 	struct setter s[3];
 	int i;
 
-	add_slot(vm, UF_SLOT, KVM_MEM_USERFAULT, UF_GPA, 64);
+	add_slot(vm, UF_SLOT, KVM_MEM_USERFAULT, UF_GPA, RACE_WORDS * 64);
 	for (i = 0; i < ARRAY_SIZE(s); i++) {
 		s[i].vm = vm;
-		s[i].gpa = GPA(30 + i);
+		s[i].gpa = UF_GPA;
+		s[i].bit = 30 + i;
 		pthread_create(&s[i].thread, NULL, setter_fn, &s[i]);
 	}
 	for (i = 0; i < ARRAY_SIZE(s); i++)
 		pthread_join(s[i].thread, NULL);
-	TEST_ASSERT_EQ(count_armed(vm, UF_GPA, 64), 0);
+	TEST_ASSERT_EQ(count_armed(vm, UF_GPA, RACE_WORDS * 64), 0);
 }
 
 /* The memslot comes, goes and loses the flag under the calls. */
