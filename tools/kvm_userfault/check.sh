@@ -171,6 +171,7 @@ write_tap()
 	}' "$results" >"$build/check.tap"
 }
 
+check host/tree "$here/tree.sh" || :
 if [ $# -eq 0 ]; then
 	for lint in patches spdx scripts style; do
 		check "host/$lint" "$here/lint.sh" "$lint" || :

@@ -64,7 +64,8 @@ install_missing()
 }
 
 mkdir -p "$logs"
-try "install $missing" "$logs/deps.log" install_missing || {
+echo "missing: $missing"
+try "install what is missing" "$logs/deps.log" install_missing || {
 	tail -n 5 "$logs/deps.log" >&2
 	die "$ask"
 }

@@ -28,8 +28,9 @@ check_config()
 			END { for (name in last) print last[name] }' |
 		grep -Fvx -f "$o/.config" | sort | tr '\n' ' ') || :
 	[ -z "$lost" ] || die "Kconfig dropped: $lost(a dependency is missing; see $o/.config)"
-	! grep -qx 'config KVM_USERFAULT' "$tree/virt/kvm/Kconfig" || grep -qx 'CONFIG_KVM_USERFAULT=y' "$o/.config" ||
-		die "CONFIG_KVM_USERFAULT is not set: does $karch's Kconfig select it?"
+	! grep -q 'select KVM_USERFAULT$' "$tree/arch/$karch/kvm/Kconfig" ||
+		grep -qx 'CONFIG_KVM_USERFAULT=y' "$o/.config" ||
+		die "CONFIG_KVM_USERFAULT is not set, though $karch selects it"
 }
 
 mkdir -p "$o"

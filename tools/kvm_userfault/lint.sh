@@ -5,6 +5,7 @@
 . "$(dirname "$0")/lib.sh"
 . "$here/overlay.sh"
 
+[ -e "$build/base" ] || die "there is no $tree: run make tree"
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 bad=0
@@ -15,15 +16,9 @@ complain()
 	bad=1
 }
 
-need_tree()
-{
-	[ -e "$build/base" ] || "$here/tree.sh"
-}
-
 # X.patch edits X and nothing else, quotes no two lines of Linux together, applies as it stands.
 lint_patches()
 {
-	need_tree
 	for file in $(overlay_patched); do
 		printf -- '--- a/%s\n+++ b/%s\n' "$file" "$file" >"$tmp/header"
 		grep -E '^(--- [^ ]*/|\+\+\+ [^ ]*/|diff |index |rename |new file)' "$file.patch" | cmp -s - "$tmp/header" ||
@@ -92,7 +87,6 @@ checkpatch()
 
 lint_style()
 {
-	need_tree
 	for file in $(our_files); do
 		case $file in
 		*.patch)
