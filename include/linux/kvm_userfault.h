@@ -36,6 +36,21 @@ bool __kvm_userfault_block_armed(const struct kvm_memory_slot *slot, gfn_t gfn,
 void kvm_prepare_userfault_exit(struct kvm_vcpu *vcpu, gpa_t gpa, bool is_write,
 				bool is_exec, bool is_private);
 
+/*
+ * What the architecture does to mappings.  All take a range inside one memslot
+ * and are allowed to do nothing.
+ *
+ * split: with mmu_lock held for write, which may be dropped meanwhile, and with
+ * slots_lock: where a mapping reaches over the start or the end of the range,
+ * replace it by smaller ones that do not.  Return how many were split.
+ *
+ * collapse: in the blocks that the range touches and that have no armed page,
+ * recreate the largest mappings that the backing allows.  Under SRCU alone.
+ * Return how many were recreated at once.
+ */
+int kvm_arch_userfault_split(struct kvm *kvm, struct kvm_gfn_range *range);
+int kvm_arch_userfault_collapse(struct kvm *kvm, struct kvm_gfn_range *range);
+
 int kvm_vm_ioctl_set_userfault_range(struct kvm *kvm,
 				     struct kvm_userfault_range __user *urange);
 int kvm_vm_ioctl_get_userfault_range(struct kvm *kvm,

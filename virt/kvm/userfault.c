@@ -52,7 +52,8 @@
 #define CREATE_TRACE_POINTS
 #include <trace/events/kvm_userfault.h>
 
-#define USERFAULT_SET_FLAGS	(KVM_USERFAULT_ARM | KVM_USERFAULT_BITMAP)
+#define USERFAULT_SET_FLAGS	(KVM_USERFAULT_ARM | KVM_USERFAULT_COLLAPSE | \
+				 KVM_USERFAULT_BITMAP)
 
 /*
  * How many pages to work on before looking for signals and other work; what
@@ -147,14 +148,48 @@ static void userfault_get(struct userfault_chunk *chunk,
 			     end - start);
 }
 
+/* Fill in the next run of pages, of those in [@start, @end), to be armed. */
+static bool userfault_next_run(struct userfault_chunk *chunk, gfn_t start,
+			       gfn_t end, struct kvm_gfn_range *range)
+{
+	unsigned long from = start - chunk->start;
+	unsigned long to = end - chunk->start;
+
+	if (chunk->select) {
+		from = find_next_bit(chunk->select, to, from);
+		to = find_next_zero_bit(chunk->select, to, from);
+	}
+
+	range->start = chunk->start + from;
+	range->end = chunk->start + to;
+	return from < to;
+}
+
+static void userfault_split(struct userfault_chunk *chunk,
+			    struct kvm_memory_slot *slot,
+			    gfn_t start, gfn_t end)
+{
+	struct kvm_gfn_range range = { .slot = slot };
+	int nr_split;
+
+	for (; userfault_next_run(chunk, start, end, &range); start = range.end) {
+		nr_split = kvm_arch_userfault_split(chunk->kvm, &range);
+		if (!nr_split)
+			continue;
+
+		chunk->kvm->stat.generic.userfault_splits += nr_split;
+		trace_kvm_userfault_split(slot->as_id, range.start, range.end, nr_split);
+	}
+}
+
 /*
  * Unmap what is to be armed and flush, before mmu_lock can be dropped: while a
  * page is unmapped but not flushed, an invalidation by the primary MMU would find
  * nothing to do and free the page under a vCPU that still uses it.  Hence do not
  * yield between the runs of pages that the user bitmap selects.
  *
- * Flush everything: a huge mapping that goes with its armed page reaches beyond
- * the range.
+ * Flush everything: a huge mapping that could not be split goes as a whole, and
+ * reaches beyond the range.
  */
 static void userfault_unmap(struct userfault_chunk *chunk,
 			    struct kvm_memory_slot *slot,
@@ -162,27 +197,34 @@ static void userfault_unmap(struct userfault_chunk *chunk,
 {
 	struct kvm_gfn_range range = {
 		.slot = slot,
-		.start = start,
-		.end = end,
 		.attr_filter = KVM_FILTER_SHARED | KVM_FILTER_PRIVATE,
 		.may_block = !chunk->select,
 	};
-	unsigned long from = start - chunk->start;
-	unsigned long to = end - chunk->start;
 	bool flush = false;
 
-	if (chunk->select) {
-		for_each_set_bitrange_from(from, to, chunk->select, end - chunk->start) {
-			range.start = chunk->start + from;
-			range.end = chunk->start + to;
-			flush |= kvm_unmap_gfn_range(chunk->kvm, &range);
-		}
-	} else {
-		flush = kvm_unmap_gfn_range(chunk->kvm, &range);
-	}
+	for (; userfault_next_run(chunk, start, end, &range); start = range.end)
+		flush |= kvm_unmap_gfn_range(chunk->kvm, &range);
 
 	if (flush)
 		kvm_flush_remote_tlbs(chunk->kvm);
+}
+
+static void userfault_collapse(struct userfault_chunk *chunk,
+			       struct kvm_memory_slot *slot,
+			       gfn_t start, gfn_t end)
+{
+	struct kvm_gfn_range range = { .slot = slot, .start = start, .end = end };
+	int nr_collapsed;
+
+	if (!slot->userfault_bitmap || slot->flags & KVM_MEMSLOT_INVALID)
+		return;
+
+	nr_collapsed = kvm_arch_userfault_collapse(chunk->kvm, &range);
+	if (!nr_collapsed)
+		return;
+
+	chunk->kvm->stat.generic.userfault_collapses += nr_collapsed;
+	trace_kvm_userfault_collapse(slot->as_id, start, end, nr_collapsed);
 }
 
 static void userfault_arm(struct userfault_chunk *chunk)
@@ -196,12 +238,14 @@ static void userfault_arm(struct userfault_chunk *chunk)
 	kvm_mmu_invalidate_range_add(kvm, chunk->start, chunk->end);
 
 	/*
-	 * Set all bits before unmapping anything: unmapping may drop mmu_lock,
-	 * and a fault that then maps a page next to the chunk has to see them.
+	 * Set all bits before changing any mapping: that may drop mmu_lock, and
+	 * a fault that then maps a page next to the chunk has to see them.
 	 */
 	userfault_walk_slots(chunk, userfault_change);
-	if (chunk->changed)
+	if (chunk->changed) {
+		userfault_walk_slots(chunk, userfault_split);
 		userfault_walk_slots(chunk, userfault_unmap);
+	}
 
 	kvm_mmu_invalidate_end(kvm);
 	KVM_MMU_UNLOCK(kvm);
@@ -251,10 +295,18 @@ static int userfault_check_and_arm(struct userfault_chunk *chunk, gfn_t end)
 	return r;
 }
 
-static void userfault_clear(struct userfault_chunk *chunk)
+/*
+ * Nothing serialises COLLAPSE with an update of the memslot, but the update goes
+ * on only when all are through that found the memslot as it was: e.g. enabling
+ * dirty logging splits and write-protects after it.
+ */
+static void userfault_clear(struct userfault_chunk *chunk, bool collapse)
 {
 	guard(srcu)(&chunk->kvm->srcu);
+
 	userfault_walk_slots(chunk, userfault_change);
+	if (collapse)
+		userfault_walk_slots(chunk, userfault_collapse);
 }
 
 /* Move @range on past its first @nr_pages: all of it, or a multiple of 64. */
@@ -301,6 +353,8 @@ static int userfault_check_range(struct kvm *kvm,
 	u64 nr_pages = range->size >> PAGE_SHIFT;
 
 	if (range->flags & ~supported_flags)
+		return -EINVAL;
+	if (range->flags & KVM_USERFAULT_ARM && range->flags & KVM_USERFAULT_COLLAPSE)
 		return -EINVAL;
 
 	if (!PAGE_ALIGNED(range->gpa) || !PAGE_ALIGNED(range->size))
@@ -361,7 +415,7 @@ static int userfault_set_range(struct kvm *kvm, struct kvm_userfault_range *rang
 			if (r)
 				return r;
 		} else {
-			userfault_clear(&chunk);
+			userfault_clear(&chunk, range->flags & KVM_USERFAULT_COLLAPSE);
 		}
 
 		range->changed += chunk.changed;

@@ -63,9 +63,43 @@ TRACE_EVENT(kvm_userfault_range,
 		  __entry->gpa, __entry->size,
 		  __print_flags(__entry->flags, "|",
 				{ KVM_USERFAULT_ARM,	"ARM" },
+				{ KVM_USERFAULT_COLLAPSE, "COLLAPSE" },
 				{ KVM_USERFAULT_BITMAP,	"BITMAP" }),
 		  __entry->as_mask, __entry->done, __entry->changed,
 		  __entry->ret)
+);
+
+/* Of [start, end), nr mappings were split or became huge again. */
+DECLARE_EVENT_CLASS(kvm_userfault_mappings,
+	TP_PROTO(int as_id, __u64 start, __u64 end, int nr),
+	TP_ARGS(as_id, start, end, nr),
+
+	TP_STRUCT__entry(
+		__field(int, as_id)
+		__field(__u64, start)
+		__field(__u64, end)
+		__field(int, nr)
+	),
+
+	TP_fast_assign(
+		__entry->as_id		= as_id;
+		__entry->start		= start;
+		__entry->end		= end;
+		__entry->nr		= nr;
+	),
+
+	TP_printk("as_id %d gfn %#llx - %#llx nr %d", __entry->as_id,
+		  __entry->start, __entry->end, __entry->nr)
+);
+
+DEFINE_EVENT(kvm_userfault_mappings, kvm_userfault_split,
+	TP_PROTO(int as_id, __u64 start, __u64 end, int nr),
+	TP_ARGS(as_id, start, end, nr)
+);
+
+DEFINE_EVENT(kvm_userfault_mappings, kvm_userfault_collapse,
+	TP_PROTO(int as_id, __u64 start, __u64 end, int nr),
+	TP_ARGS(as_id, start, end, nr)
 );
 
 #endif /* _TRACE_KVM_USERFAULT_H */
