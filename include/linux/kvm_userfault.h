@@ -24,6 +24,7 @@ static inline bool kvm_arch_has_userfault(struct kvm *kvm)
 #define KVM_USERFAULT_MEM_FLAGS	(KVM_MEM_USERFAULT | KVM_MEM_USERFAULT_ARMED)
 
 u32 kvm_userfault_capability(struct kvm *kvm);
+int __kvm_userfault_resolve(struct kvm_vcpu *vcpu);
 
 int kvm_userfault_prepare_memslot(const struct kvm_memory_slot *old,
 				  struct kvm_memory_slot *new);
@@ -48,6 +49,11 @@ void kvm_prepare_userfault_exit(struct kvm_vcpu *vcpu, gpa_t gpa, bool is_write,
  * recreate the largest mappings that the backing allows.  Under SRCU alone.
  * Return how many were recreated at once.
  */
+/*
+ * resolved: @vcpu's last userfault is.  Have it mapped before the guest is entered,
+ * with the kind of access that faulted.  The vCPU is not loaded.
+ */
+void kvm_arch_userfault_resolved(struct kvm_vcpu *vcpu);
 int kvm_arch_userfault_split(struct kvm *kvm, struct kvm_gfn_range *range);
 int kvm_arch_userfault_collapse(struct kvm *kvm, struct kvm_gfn_range *range);
 
@@ -77,6 +83,15 @@ static inline bool kvm_userfault_block_armed(const struct kvm_memory_slot *slot,
 {
 	return unlikely(slot->userfault_bitmap) &&
 	       __kvm_userfault_block_armed(slot, gfn, nr_pages);
+}
+
+/*
+ * Before all else of KVM_RUN: do what userspace asks for about the userfault that
+ * the last one ended with.
+ */
+static inline int kvm_userfault_resolve(struct kvm_vcpu *vcpu)
+{
+	return unlikely(vcpu->userfault.pending) ? __kvm_userfault_resolve(vcpu) : 0;
 }
 
 /* The copy shares the bitmap of @src and must go before @src does. */
@@ -124,6 +139,11 @@ static inline void kvm_prepare_userfault_exit(struct kvm_vcpu *vcpu, gpa_t gpa,
 static inline void kvm_userfault_copy_memslot(struct kvm_memory_slot *dest,
 					      const struct kvm_memory_slot *src)
 {
+}
+
+static inline int kvm_userfault_resolve(struct kvm_vcpu *vcpu)
+{
+	return 0;
 }
 
 #endif /* CONFIG_KVM_USERFAULT */

@@ -236,6 +236,7 @@ static void userfault_arm(struct userfault_chunk *chunk)
 	KVM_MMU_LOCK(kvm);
 	kvm_mmu_invalidate_start(kvm);
 	kvm_mmu_invalidate_range_add(kvm, chunk->start, chunk->end);
+	WRITE_ONCE(kvm->userfault_arm_seq, kvm->userfault_arm_seq + 1);
 
 	/*
 	 * Set all bits before changing any mapping: that may drop mmu_lock, and
@@ -533,7 +534,8 @@ u32 kvm_userfault_capability(struct kvm *kvm)
 	if (kvm && !kvm_arch_has_userfault(kvm))
 		return 0;
 
-	return USERFAULT_SET_FLAGS | KVM_USERFAULT_CAP_ARMED;
+	return USERFAULT_SET_FLAGS | KVM_USERFAULT_CAP_RESOLVE |
+	       KVM_USERFAULT_CAP_ARMED;
 }
 
 /*
@@ -612,7 +614,60 @@ void kvm_prepare_userfault_exit(struct kvm_vcpu *vcpu, gpa_t gpa, bool is_write,
 				      is_private);
 	vcpu->run->memory_fault.flags |= flags;
 
+	vcpu->userfault.pending = true;
+	vcpu->userfault.gpa = gpa;
+	vcpu->userfault.arm_seq = READ_ONCE(vcpu->kvm->userfault_arm_seq);
+
 	++vcpu->stat.generic.userfault_exits;
 	trace_kvm_userfault_exit(vcpu->vcpu_id, gpa,
 				 vcpu->run->memory_fault.flags);
+}
+
+/* May a resolve of [@gpa, @gpa + @size) answer the fault on page @fault? */
+static bool userfault_can_resolve(gpa_t fault, u64 gpa, u64 size)
+{
+	return PAGE_ALIGNED(gpa) && PAGE_ALIGNED(size) && size <= SZ_2M &&
+	       gpa <= fault && fault - gpa < size && gpa + size > gpa;
+}
+
+int __kvm_userfault_resolve(struct kvm_vcpu *vcpu)
+{
+	struct kvm_run *run = vcpu->run;
+	struct userfault_chunk chunk;
+	u64 flags, gpa, size;
+
+	/* Userspace may write to kvm_run at any time: look once, then judge. */
+	flags = READ_ONCE(run->memory_fault.flags);
+	gpa = READ_ONCE(run->memory_fault.gpa);
+	size = READ_ONCE(run->memory_fault.size);
+
+	if (!(flags & KVM_MEMORY_EXIT_FLAG_RESOLVED)) {
+		vcpu->userfault.pending = false;
+		return 0;
+	}
+
+	if (!userfault_can_resolve(vcpu->userfault.gpa, gpa, size))
+		return -EINVAL;
+
+	vcpu->userfault.pending = false;
+	run->memory_fault.flags = flags & ~KVM_MEMORY_EXIT_FLAG_RESOLVED;
+	run->exit_reason = KVM_EXIT_UNKNOWN;
+
+	/*
+	 * What has been armed since the exit may be this page, for good reason:
+	 * better exit once more than undo that.
+	 */
+	if (READ_ONCE(vcpu->kvm->userfault_arm_seq) != vcpu->userfault.arm_seq)
+		return 0;
+
+	chunk = (struct userfault_chunk) {
+		.kvm = vcpu->kvm,
+		.as_mask = BIT(kvm_arch_vcpu_memslots_id(vcpu)),
+		.start = gpa_to_gfn(gpa),
+		.end = gpa_to_gfn(gpa + size),
+	};
+	userfault_clear(&chunk, false);
+
+	kvm_arch_userfault_resolved(vcpu);
+	return 0;
 }
