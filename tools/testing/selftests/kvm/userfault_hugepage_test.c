@@ -1,0 +1,1546 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Tests for the size of mappings in memslots with KVM_MEM_USERFAULT:
+ *
+ *  - a block without armed pages is mapped as large as its backing allows, one
+ *    with an armed page never is
+ *  - arming takes away the armed pages and nothing else
+ *  - KVM_USERFAULT_COLLAPSE, and dropping the flag, bring large mappings back,
+ *    and only where they may
+ *  - freezing a running VM with a single call, and thawing it likewise
+ *
+ * What the guest reads and which exits there are is checked everywhere, how
+ * large mappings are only where KVM's statistics tell, i.e. on x86.  The TDP MMU
+ * splits and collapses in place.  Any other MMU of x86 unmaps whole blocks, which
+ * may be seen in faults and sizes, never in an exit.
+ */
+#define _GNU_SOURCE
+#include <linux/sizes.h>
+
+#include <pthread.h>
+#include <semaphore.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include "kvm_syscalls.h"
+#include "kvm_test_harness.h"
+#include "kvm_util.h"
+#include "kvm_userfault_util.h"
+#include "processor.h"
+#include "test_util.h"
+#include "ucall_common.h"
+
+/* Arbitrarily chosen, to overlap nothing and to be aligned for any huge page. */
+#define UF_SLOT		10
+#define UF_GPA		0x100000000ul
+#define PSZ		4096ul
+#define GPA(page)	(UF_GPA + (page) * PSZ)
+
+/* How many 4K pages a block of each size has. */
+#define BLOCK		512ul
+#define BLOCK_1G	(BLOCK * BLOCK)
+
+/* Blocks in a slot, unless it is of 1G pages. */
+#define NR_BLOCKS	5
+
+#define MEM_LOG		KVM_MEM_LOG_DIRTY_PAGES
+#define MEM_RO		KVM_MEM_READONLY
+#define MEM_UF		KVM_MEM_USERFAULT
+
+KVM_ONE_VCPU_TEST_SUITE(userfault_hugepage);
+
+/*
+ * The guest: touch pages, at gva == gpa, add up what is there.
+ */
+enum touch {
+	TOUCH_READ,
+	TOUCH_WRITE,
+};
+
+static u64 guest_op;
+static u64 guest_gva;
+static u64 guest_nr;
+static u64 guest_val;
+
+static void guest_touch(void)
+{
+	for (;;) {
+		u64 i, *p, sum = 0;
+
+		for (i = 0; i < guest_nr; i++) {
+			p = (u64 *)(guest_gva + i * PSZ);
+			if (guest_op == TOUCH_READ)
+				sum += READ_ONCE(p[0]);
+			else
+				WRITE_ONCE(p[1], guest_val + i);
+		}
+
+		GUEST_SYNC(sum);
+	}
+}
+
+/*
+ * Memory
+ */
+enum backing {
+	ANON_4K,
+	ANON_THP,
+	SHMEM_THP,
+	HUGETLB_2M,
+	HUGETLB_1G,
+};
+
+/* What KVM counts for the VM. */
+enum vm_stat {
+	PAGES_4K,
+	PAGES_2M,
+	PAGES_1G,
+	SPLITS,
+	COLLAPSES,
+	NR_STATS,
+};
+
+static const char * const stat_names[] = {
+	"pages_4k", "pages_2m", "pages_1g", "userfault_splits", "userfault_collapses",
+};
+
+struct memory {
+	struct kvm_vm *vm;
+	struct kvm_vcpu *vcpu;
+	gpa_t gpa;
+	u64 npages;
+	u64 *hva;
+
+	/* Statistics before the guest has touched any of it. */
+	u64 base[NR_STATS];
+
+	/* So that the guest can be made to forget what it was told. */
+#ifdef __x86_64__
+	struct kvm_regs regs;
+#endif
+};
+
+static bool has_sizes(void)
+{
+#ifdef __x86_64__
+	return true;
+#else
+	return false;
+#endif
+}
+
+/* Large mappings are split and collapse without taking any page away. */
+static bool in_place(void)
+{
+#ifdef __x86_64__
+	return kvm_is_tdp_enabled() && get_kvm_param_bool("tdp_mmu");
+#else
+	return false;
+#endif
+}
+
+static u64 get_stat(struct kvm_vm *vm, enum vm_stat stat)
+{
+	u64 val = 0;
+
+	if (has_sizes())
+		kvm_get_stat(&vm->stats, stat_names[stat], &val, 1);
+	return val;
+}
+
+static u64 nr_mapped(struct kvm_vm *vm)
+{
+	return get_stat(vm, PAGES_4K) + get_stat(vm, PAGES_2M) + get_stat(vm, PAGES_1G);
+}
+
+static u64 nr_stat(struct memory *m, enum vm_stat stat)
+{
+	return get_stat(m->vm, stat) - m->base[stat];
+}
+
+static u64 nr_faults(struct kvm_vcpu *vcpu)
+{
+	u64 val = 0;
+
+	if (in_place())
+		kvm_get_stat(&vcpu->stats, "pf_taken", &val, 1);
+	return val;
+}
+
+/* All mappings of the memory; those of 4K may also be prefetched. */
+#define assert_sizes(m, _1g, _2m, _4k)						\
+do {										\
+	struct memory *__m = (m);						\
+										\
+	if (has_sizes()) {							\
+		TEST_ASSERT_EQ(nr_stat(__m, PAGES_1G), _1g);			\
+		TEST_ASSERT_EQ(nr_stat(__m, PAGES_2M), _2m);			\
+	}									\
+	if (in_place())								\
+		TEST_ASSERT_EQ(nr_stat(__m, PAGES_4K), _4k);			\
+} while (0)
+
+/* Other MMUs only unmap: they count nothing. */
+#define assert_events(m, splits, collapses)					\
+do {										\
+	struct memory *__m = (m);						\
+										\
+	if (has_sizes()) {							\
+		TEST_ASSERT_EQ(nr_stat(__m, SPLITS), in_place() ? (splits) : 0);	\
+		TEST_ASSERT_EQ(nr_stat(__m, COLLAPSES),				\
+			       in_place() ? (collapses) : 0);			\
+	}									\
+} while (0)
+
+#define assert_no_faults(vcpu, before)	TEST_ASSERT_EQ(nr_faults(vcpu), before)
+
+static u64 backing_pages(enum backing backing)
+{
+	switch (backing) {
+	case ANON_4K:
+		return 1;
+	case HUGETLB_1G:
+		return BLOCK_1G;
+	default:
+		return BLOCK;
+	}
+}
+
+static bool shmem_thp_configured(void)
+{
+	const char *path = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+	char buf[128] = {};
+	FILE *f;
+
+	f = fopen(path, "r");
+	if (!f)
+		return false;
+	if (!fgets(buf, sizeof(buf), f))
+		buf[0] = 0;
+	fclose(f);
+	return buf[0] && !strstr(buf, "[never]") && !strstr(buf, "[deny]");
+}
+
+/* Aligned for its huge pages; all of it is there, and holds 0. */
+static void *alloc_backing(enum backing backing, u64 npages)
+{
+	int flags = MAP_PRIVATE | MAP_ANONYMOUS, fd = -1;
+	u64 align = backing_pages(backing) * PSZ;
+	u64 size = npages * PSZ;
+	void *start, *hva;
+	u64 i;
+
+	switch (backing) {
+	case ANON_4K:
+		break;
+	case ANON_THP:
+		TEST_REQUIRE(thp_configured());
+		break;
+	case SHMEM_THP:
+		__TEST_REQUIRE(shmem_thp_configured(),
+			       "shmem_enabled must be \"advise\" or more");
+		fd = kvm_memfd_alloc(size, false);
+		flags = MAP_SHARED;
+		break;
+	case HUGETLB_2M:
+		flags |= MAP_HUGETLB | MAP_HUGE_2MB;
+		break;
+	case HUGETLB_1G:
+		flags |= MAP_HUGETLB | MAP_HUGE_1GB;
+		break;
+	}
+
+	start = kvm_mmap(size + align, PROT_NONE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
+	hva = mmap(align_ptr_up(start, align), size, PROT_READ | PROT_WRITE,
+		   flags | MAP_FIXED, fd, 0);
+	__TEST_REQUIRE(hva != MAP_FAILED, "%lu huge pages of %lu bytes needed, errno %d",
+		       size / align, align, errno);
+
+	if (backing == ANON_4K)
+		kvm_madvise(hva, size, MADV_NOHUGEPAGE);
+	else if (backing == ANON_THP || backing == SHMEM_THP)
+		kvm_madvise(hva, size, MADV_HUGEPAGE);
+
+	for (i = 0; i < npages; i += min(align / PSZ, BLOCK))
+		WRITE_ONCE(*(u64 *)(hva + i * PSZ), 0);
+	return hva;
+}
+
+static void set_flags(struct memory *m, u32 flags)
+{
+	vm_set_user_memory_region(m->vm, UF_SLOT, flags, m->gpa, m->npages * PSZ,
+				  m->hva);
+}
+
+/* Guest mappings are no smaller than those of the host, for shadow paging. */
+static void map_in_guest(struct kvm_vm *vm, gpa_t gpa, u64 npages, enum backing backing)
+{
+#ifdef __x86_64__
+	if (backing == HUGETLB_1G)
+		virt_map_level(vm, gpa, gpa, npages * PSZ, PG_LEVEL_1G);
+	else if (backing != ANON_4K)
+		virt_map_level(vm, gpa, gpa, npages * PSZ, PG_LEVEL_2M);
+	else
+#endif
+		virt_map(vm, gpa, gpa, npages);
+}
+
+static void run_to_sync(struct kvm_vcpu *vcpu, u64 want)
+{
+	struct ucall uc;
+	int ret;
+
+	ret = _vcpu_run(vcpu);
+	TEST_ASSERT(!ret, "KVM_RUN: errno %d exit reason %u flags 0x%llx gpa 0x%llx",
+		    errno, vcpu->run->exit_reason, vcpu->run->memory_fault.flags,
+		    vcpu->run->memory_fault.gpa);
+	TEST_ASSERT_EQ(get_ucall(vcpu, &uc), UCALL_SYNC);
+	TEST_ASSERT_EQ(uc.args[1], want);
+}
+
+static void set_touch(struct memory *m, enum touch op, u64 page, u64 nr)
+{
+	write_guest_global(m->vm, guest_op, (u64)op);
+	write_guest_global(m->vm, guest_gva, m->gpa + page * PSZ);
+	write_guest_global(m->vm, guest_nr, nr);
+}
+
+/* Touch pages without any exit, and see that they are what the host has there. */
+static void touch(struct memory *m, enum touch op, u64 page, u64 nr)
+{
+	static u64 seed;
+	u64 *p = m->hva + page * PSZ / sizeof(u64);
+	u64 i, sum = 0;
+
+	seed += nr;
+	for (i = 0; i < nr && op == TOUCH_READ; i++) {
+		p[i * PSZ / sizeof(u64)] = seed + i;
+		sum += seed + i;
+	}
+
+	write_guest_global(m->vm, guest_val, seed);
+	set_touch(m, op, page, nr);
+	run_to_sync(m->vcpu, sum);
+
+	for (i = 0; i < nr && op == TOUCH_WRITE; i++)
+		TEST_ASSERT_EQ(p[i * PSZ / sizeof(u64) + 1], seed + i);
+}
+
+/* One page in each block of 2M. */
+static void __touch_blocks(struct memory *m, enum touch op, u64 page)
+{
+	u64 i;
+
+	for (i = 0; i < m->npages; i += BLOCK)
+		touch(m, op, i + page, 1);
+}
+
+static void touch_blocks(struct memory *m, u64 page)
+{
+	__touch_blocks(m, TOUCH_READ, page);
+}
+
+/* For dirty logging, other MMUs split only what is written to. */
+static void touch_dirty_logged(struct memory *m, u64 page)
+{
+	__touch_blocks(m, in_place() ? TOUCH_READ : TOUCH_WRITE, page);
+}
+
+/* The guest gets nowhere. */
+static void touch_armed(struct memory *m, enum touch op, u64 page)
+{
+	u64 access = op == TOUCH_READ ? KVM_MEMORY_EXIT_FLAG_READ :
+					KVM_MEMORY_EXIT_FLAG_WRITE;
+
+	set_touch(m, op, page, 1);
+	assert_userfault_exit(m->vcpu, m->gpa + page * PSZ, access);
+	assert_userfault_exit(m->vcpu, m->gpa + page * PSZ, access);
+
+	/* It takes no new order before it is through with this one: start anew. */
+	vcpu_arch_set_entry_point(m->vcpu, guest_touch);
+#ifdef __x86_64__
+	vcpu_regs_set(m->vcpu, &m->regs);
+#endif
+}
+
+static void arm(struct memory *m, u64 page, u64 nr)
+{
+	TEST_ASSERT_EQ(vm_userfault_arm(m->vm, GPA(page), nr * PSZ), nr);
+}
+
+static void clear(struct memory *m, u64 page, u64 nr)
+{
+	TEST_ASSERT_EQ(vm_userfault_clear(m->vm, GPA(page), nr * PSZ), nr);
+}
+
+/* Clear and collapse; returns how many pages were armed. */
+static u64 collapse(struct memory *m, u64 page, u64 nr)
+{
+	return vm_userfault_set(m->vm, GPA(page), nr * PSZ, KVM_USERFAULT_COLLAPSE, NULL);
+}
+
+/* Leave nothing armed, and nothing mapped. */
+static void unmap_all(struct memory *m)
+{
+	vm_userfault_arm(m->vm, m->gpa, m->npages * PSZ);
+	assert_sizes(m, 0, 0, 0);
+	clear(m, 0, m->npages);
+	assert_sizes(m, 0, 0, 0);
+}
+
+/* Map what the guest needs besides: code, stack, its page tables. */
+static void start_guest(struct memory *m)
+{
+	u64 i;
+
+#ifdef __x86_64__
+	vcpu_regs_get(m->vcpu, &m->regs);
+#endif
+	for (i = 0; i < m->npages; i += m->npages < BLOCK_1G ? BLOCK : BLOCK_1G) {
+		touch(m, TOUCH_READ, i, 1);
+		touch(m, TOUCH_WRITE, i, 1);
+	}
+
+	vm_userfault_arm(m->vm, m->gpa, m->npages * PSZ);
+	clear(m, 0, m->npages);
+	for (i = 0; i < NR_STATS; i++)
+		m->base[i] = get_stat(m->vm, i);
+}
+
+static void add_memory(struct memory *m, struct kvm_vcpu *vcpu, enum backing backing,
+		       u64 npages, u32 flags)
+{
+	*m = (struct memory) {
+		.vm = vcpu->vm,
+		.vcpu = vcpu,
+		.gpa = UF_GPA,
+		.npages = npages,
+	};
+
+	m->hva = alloc_backing(backing, npages);
+	set_flags(m, flags);
+	map_in_guest(m->vm, m->gpa, npages, backing);
+
+	start_guest(m);
+}
+
+/*
+ * Mapping size follows the bitmap
+ */
+static void test_sizes(struct kvm_vcpu *vcpu, enum backing backing)
+{
+	const u64 armed[] = { 0, 1, 63, 64, BLOCK / 2, BLOCK - 1 };
+	struct memory m;
+	u64 i, page;
+
+	add_memory(&m, vcpu, backing, NR_BLOCKS * BLOCK, MEM_UF);
+	assert_sizes(&m, 0, 0, 0);
+	touch_blocks(&m, 7);
+	assert_sizes(&m, 0, NR_BLOCKS, 0);
+
+	/* Armed when nothing is mapped: the faults have to see it. */
+	for (i = 0; i < ARRAY_SIZE(armed); i++) {
+		unmap_all(&m);
+		page = BLOCK + armed[i];
+
+		arm(&m, page, 1);
+		touch_blocks(&m, (armed[i] + 1) % BLOCK);
+		assert_sizes(&m, 0, NR_BLOCKS - 1, 1);
+		touch_blocks(&m, (armed[i] + 2) % BLOCK);
+		assert_sizes(&m, 0, NR_BLOCKS - 1, 2);
+		touch_armed(&m, TOUCH_READ, page);
+		assert_sizes(&m, 0, NR_BLOCKS - 1, 2);
+
+		/*
+		 * What is mapped stays as it is: not asked for, collapse does
+		 * not happen.  But the next fault may map all of the block.
+		 */
+		clear(&m, page, 1);
+		touch_blocks(&m, (armed[i] + 2) % BLOCK);
+		assert_sizes(&m, 0, NR_BLOCKS - 1, 2);
+		touch(&m, TOUCH_WRITE, page, 1);
+		assert_sizes(&m, 0, NR_BLOCKS, 0);
+		assert_events(&m, 0, 0);
+	}
+
+	/* One word of the bitmap, and half a block. */
+	unmap_all(&m);
+	arm(&m, BLOCK + 64, 64);
+	arm(&m, 3 * BLOCK, BLOCK / 2);
+	touch_blocks(&m, BLOCK - 1);
+	assert_sizes(&m, 0, NR_BLOCKS - 2, 2);
+
+	/* Clear, with nothing mapped: what comes is huge. */
+	unmap_all(&m);
+	touch_blocks(&m, 7);
+	assert_sizes(&m, 0, NR_BLOCKS, 0);
+}
+
+KVM_ONE_VCPU_TEST(userfault_hugepage, sizes_thp, guest_touch)
+{
+	test_sizes(vcpu, ANON_THP);
+}
+
+KVM_ONE_VCPU_TEST(userfault_hugepage, sizes_shmem, guest_touch)
+{
+	test_sizes(vcpu, SHMEM_THP);
+}
+
+KVM_ONE_VCPU_TEST(userfault_hugepage, sizes_hugetlb, guest_touch)
+{
+	test_sizes(vcpu, HUGETLB_2M);
+}
+
+/* 1G pages: 2M for its blocks without armed pages, 4K for those with. */
+KVM_ONE_VCPU_TEST(userfault_hugepage, sizes_hugetlb_1g, guest_touch)
+{
+	const u64 armed[] = { 0, BLOCK_1G / 2 + 5, BLOCK_1G - 1 };
+	struct memory m;
+	u64 i;
+
+	add_memory(&m, vcpu, HUGETLB_1G, BLOCK_1G, MEM_UF);
+	touch(&m, TOUCH_READ, 7, 1);
+	assert_sizes(&m, 1, 0, 0);
+
+	for (i = 0; i < ARRAY_SIZE(armed); i++) {
+		unmap_all(&m);
+		arm(&m, armed[i], 1);
+		touch(&m, TOUCH_READ, 3 * BLOCK, 1);
+		touch(&m, TOUCH_READ, 200 * BLOCK + 9, 1);
+		assert_sizes(&m, 0, 2, 0);
+		touch(&m, TOUCH_WRITE, armed[i] ^ 1, 1);
+		assert_sizes(&m, 0, 2, 1);
+		touch_armed(&m, TOUCH_WRITE, armed[i]);
+		clear(&m, armed[i], 1);
+		touch(&m, TOUCH_WRITE, armed[i] ^ 1, 1);
+		assert_sizes(&m, 0, 2, 1);
+	}
+
+	unmap_all(&m);
+	touch(&m, TOUCH_READ, 7, 1);
+	assert_sizes(&m, 1, 0, 0);
+}
+
+/*
+ * Arming takes only the armed pages
+ */
+static void test_split(struct kvm_vcpu *vcpu, enum backing backing)
+{
+	const u64 page = BLOCK + 100;
+	u64 bitmap[4] = { };
+	struct memory m;
+	u64 faults;
+
+	add_memory(&m, vcpu, backing, NR_BLOCKS * BLOCK, MEM_UF);
+	touch_blocks(&m, 7);
+	touch(&m, TOUCH_WRITE, page, 1);
+	assert_sizes(&m, 0, NR_BLOCKS, 0);
+
+	faults = nr_faults(vcpu);
+	arm(&m, page, 1);
+	assert_sizes(&m, 0, NR_BLOCKS - 1, BLOCK - 1);
+	assert_events(&m, 1, 0);
+
+	/* All others, in this block and next to it, are still there. */
+	touch(&m, TOUCH_READ, 0, page);
+	touch(&m, TOUCH_WRITE, 0, page);
+	touch(&m, TOUCH_READ, page + 1, m.npages - page - 1);
+	touch(&m, TOUCH_WRITE, page + 1, m.npages - page - 1);
+	assert_no_faults(vcpu, faults);
+	assert_sizes(&m, 0, NR_BLOCKS - 1, BLOCK - 1);
+
+	touch_armed(&m, TOUCH_READ, page);
+	touch_armed(&m, TOUCH_WRITE, page);
+	if (in_place())
+		TEST_ASSERT_EQ(nr_faults(vcpu), faults + 4);
+
+	/* A second one in the block, and those that are armed already. */
+	arm(&m, page + 1, 1);
+	assert_sizes(&m, 0, NR_BLOCKS - 1, BLOCK - 2);
+	TEST_ASSERT_EQ(vm_userfault_arm(vcpu->vm, GPA(page), 2 * PSZ), 0);
+	assert_sizes(&m, 0, NR_BLOCKS - 1, BLOCK - 2);
+	assert_events(&m, 1, 0);
+
+	/* First and last page of a block. */
+	arm(&m, 3 * BLOCK, 1);
+	assert_sizes(&m, 0, NR_BLOCKS - 2, 2 * BLOCK - 3);
+	assert_events(&m, 2, 0);
+	arm(&m, 3 * BLOCK - 1, 1);
+	assert_sizes(&m, 0, NR_BLOCKS - 3, 3 * BLOCK - 4);
+	assert_events(&m, 3, 0);
+
+	/* Still all others. */
+	touch(&m, TOUCH_WRITE, 0, page);
+	touch(&m, TOUCH_WRITE, page + 2, 2 * BLOCK - page - 3);
+	touch(&m, TOUCH_WRITE, 3 * BLOCK + 1, m.npages - 3 * BLOCK - 1);
+	if (in_place())
+		TEST_ASSERT_EQ(nr_faults(vcpu), faults + 4);
+	assert_sizes(&m, 0, NR_BLOCKS - 3, 3 * BLOCK - 4);
+
+	/* From the middle of a block into another: what is between goes whole. */
+	unmap_all(&m);
+	touch_blocks(&m, 7);
+	faults = nr_faults(vcpu);
+	arm(&m, BLOCK / 2, 3 * BLOCK);
+	assert_sizes(&m, 0, NR_BLOCKS - 4, BLOCK);
+	assert_events(&m, 5, 0);
+	touch(&m, TOUCH_READ, 0, BLOCK / 2);
+	touch(&m, TOUCH_READ, 3 * BLOCK + BLOCK / 2, BLOCK / 2 + BLOCK);
+	assert_no_faults(vcpu, faults);
+	touch_armed(&m, TOUCH_READ, BLOCK / 2);
+	touch_armed(&m, TOUCH_READ, 3 * BLOCK + BLOCK / 2 - 1);
+
+	/* Whole blocks: nothing to split. */
+	unmap_all(&m);
+	touch_blocks(&m, 7);
+	arm(&m, BLOCK, 2 * BLOCK);
+	assert_sizes(&m, 0, NR_BLOCKS - 2, 0);
+	arm(&m, 0, BLOCK);
+	assert_sizes(&m, 0, NR_BLOCKS - 3, 0);
+	assert_events(&m, 5, 0);
+
+	/* Selected by a bitmap. */
+	unmap_all(&m);
+	touch_blocks(&m, 7);
+	faults = nr_faults(vcpu);
+	bitmap[0] = BIT(3) | BIT(63);
+	bitmap[3] = BIT(0);
+	TEST_ASSERT_EQ(vm_userfault_set(vcpu->vm, GPA(2 * BLOCK - 64), 256 * PSZ,
+					KVM_USERFAULT_ARM | KVM_USERFAULT_BITMAP,
+					bitmap), 3);
+	assert_sizes(&m, 0, NR_BLOCKS - 2, 2 * BLOCK - 3);
+	assert_events(&m, 7, 0);
+	touch(&m, TOUCH_WRITE, 0, 2 * BLOCK - 61);
+	touch(&m, TOUCH_WRITE, 2 * BLOCK - 60, 59);
+	touch(&m, TOUCH_WRITE, 2 * BLOCK, 128);
+	touch(&m, TOUCH_WRITE, 2 * BLOCK + 129, 3 * BLOCK - 129);
+	assert_no_faults(vcpu, faults);
+	touch_armed(&m, TOUCH_WRITE, 2 * BLOCK - 61);
+	touch_armed(&m, TOUCH_WRITE, 2 * BLOCK - 1);
+	touch_armed(&m, TOUCH_WRITE, 2 * BLOCK + 128);
+}
+
+KVM_ONE_VCPU_TEST(userfault_hugepage, split_thp, guest_touch)
+{
+	test_split(vcpu, ANON_THP);
+}
+
+KVM_ONE_VCPU_TEST(userfault_hugepage, split_shmem, guest_touch)
+{
+	test_split(vcpu, SHMEM_THP);
+}
+
+KVM_ONE_VCPU_TEST(userfault_hugepage, split_hugetlb, guest_touch)
+{
+	test_split(vcpu, HUGETLB_2M);
+}
+
+KVM_ONE_VCPU_TEST(userfault_hugepage, split_hugetlb_1g, guest_touch)
+{
+	struct memory m;
+	u64 faults;
+
+	add_memory(&m, vcpu, HUGETLB_1G, BLOCK_1G, MEM_UF);
+	touch(&m, TOUCH_WRITE, 7, 1);
+	assert_sizes(&m, 1, 0, 0);
+	faults = nr_faults(vcpu);
+
+	arm(&m, 77 * BLOCK + 5, 1);
+	if (in_place())
+		assert_sizes(&m, 0, BLOCK - 1, BLOCK - 1);
+	assert_events(&m, 2, 0);
+	touch(&m, TOUCH_WRITE, 77 * BLOCK, 5);
+	touch(&m, TOUCH_READ, 77 * BLOCK + 6, BLOCK - 6);
+	touch(&m, TOUCH_WRITE, 0, 1);
+	touch(&m, TOUCH_READ, 76 * BLOCK, 1);
+	touch(&m, TOUCH_READ, 78 * BLOCK, 1);
+	touch(&m, TOUCH_READ, BLOCK_1G - 1, 1);
+	assert_no_faults(vcpu, faults);
+	if (!in_place())
+		assert_sizes(&m, 0, 4, BLOCK - 1);
+	touch_armed(&m, TOUCH_READ, 77 * BLOCK + 5);
+
+	/* All of a 2M block, and then of the 1G block. */
+	unmap_all(&m);
+	touch(&m, TOUCH_READ, 7, 1);
+	arm(&m, 77 * BLOCK, BLOCK);
+	if (in_place())
+		assert_sizes(&m, 0, BLOCK - 1, 0);
+	assert_events(&m, 3, 0);
+	unmap_all(&m);
+	touch(&m, TOUCH_READ, 7, 1);
+	arm(&m, 0, BLOCK_1G);
+	assert_sizes(&m, 0, 0, 0);
+	assert_events(&m, 3, 0);
+}
+
+/* Small pages are there to begin with. */
+KVM_ONE_VCPU_TEST(userfault_hugepage, split_nothing, guest_touch)
+{
+	struct memory m;
+
+	add_memory(&m, vcpu, ANON_4K, 2 * BLOCK, MEM_UF);
+	touch(&m, TOUCH_READ, 0, 2 * BLOCK);
+	assert_sizes(&m, 0, 0, 2 * BLOCK);
+	arm(&m, 100, 10);
+	assert_sizes(&m, 0, 0, 2 * BLOCK - 10);
+	assert_events(&m, 0, 0);
+	TEST_ASSERT_EQ(collapse(&m, 0, 2 * BLOCK), 10);
+	touch(&m, TOUCH_READ, 0, 2 * BLOCK);
+	assert_sizes(&m, 0, 0, 2 * BLOCK);
+	assert_events(&m, 0, 0);
+}
+
+/*
+ * KVM_USERFAULT_COLLAPSE
+ */
+
+/* After a collapse of blocks that the guest has touched. */
+static void assert_collapsed(struct memory *m, u64 nr, u64 small)
+{
+	u64 faults = nr_faults(m->vcpu);
+
+	if (in_place())
+		assert_sizes(m, 0, nr, small);
+
+	touch_blocks(m, 8);
+	touch_blocks(m, BLOCK - 2);
+	assert_sizes(m, 0, nr, small);
+	assert_no_faults(m->vcpu, faults);
+}
+
+static void test_collapse(struct kvm_vcpu *vcpu, enum backing backing)
+{
+	u64 bitmap[BLOCK / 64] = { };
+	struct memory m;
+	int i;
+
+	add_memory(&m, vcpu, backing, NR_BLOCKS * BLOCK, MEM_UF);
+	touch_blocks(&m, 7);
+
+	/* Not before the last armed page of the block is clear. */
+	for (i = 1; i < 4; i++)
+		arm(&m, i * BLOCK + 10, 5);
+	assert_sizes(&m, 0, NR_BLOCKS - 3, 3 * (BLOCK - 5));
+	TEST_ASSERT_EQ(collapse(&m, BLOCK + 10, 4), 4);
+	assert_collapsed(&m, NR_BLOCKS - 3, 3 * (BLOCK - 5));
+	assert_events(&m, 3, 0);
+	touch_armed(&m, TOUCH_READ, BLOCK + 14);
+	TEST_ASSERT_EQ(collapse(&m, BLOCK + 14, 1), 1);
+	assert_collapsed(&m, NR_BLOCKS - 2, 2 * (BLOCK - 5));
+	assert_events(&m, 3, 1);
+
+	/* What is clear is collapsed when it is asked for: this block only. */
+	clear(&m, 2 * BLOCK + 10, 5);
+	clear(&m, 3 * BLOCK + 10, 5);
+	assert_collapsed(&m, NR_BLOCKS - 2, 2 * (BLOCK - 5));
+	TEST_ASSERT_EQ(collapse(&m, 3 * BLOCK - 1, 1), 0);
+	assert_collapsed(&m, NR_BLOCKS - 1, BLOCK - 5);
+	TEST_ASSERT_EQ(collapse(&m, 4 * BLOCK, BLOCK), 0);
+	assert_collapsed(&m, NR_BLOCKS - 1, BLOCK - 5);
+	TEST_ASSERT_EQ(collapse(&m, 3 * BLOCK, 1), 0);
+	assert_collapsed(&m, NR_BLOCKS, 0);
+	assert_events(&m, 3, 3);
+
+	/* Of a whole range, those that may. */
+	for (i = 0; i < NR_BLOCKS; i++)
+		arm(&m, i * BLOCK + i, 1);
+	assert_collapsed(&m, 0, NR_BLOCKS * (BLOCK - 1));
+	clear(&m, 0, 1);
+	clear(&m, 2 * BLOCK + 2, 1);
+	clear(&m, 4 * BLOCK + 4, 1);
+	TEST_ASSERT_EQ(vm_userfault_set(vcpu->vm, GPA(0), BLOCK * PSZ,
+					KVM_USERFAULT_COLLAPSE | KVM_USERFAULT_BITMAP,
+					bitmap), 0);
+	assert_collapsed(&m, 1, 4 * (BLOCK - 1));
+	memset(bitmap, 0xff, sizeof(bitmap));
+	bitmap[0] = ~BIT(1);
+	TEST_ASSERT_EQ(vm_userfault_set(vcpu->vm, GPA(BLOCK), BLOCK * PSZ,
+					KVM_USERFAULT_COLLAPSE | KVM_USERFAULT_BITMAP,
+					bitmap), 0);
+	TEST_ASSERT_EQ(vm_userfault_set(vcpu->vm, GPA(2 * BLOCK), BLOCK * PSZ,
+					KVM_USERFAULT_COLLAPSE | KVM_USERFAULT_BITMAP,
+					bitmap), 0);
+	assert_collapsed(&m, 2, 3 * (BLOCK - 1));
+	TEST_ASSERT_EQ(collapse(&m, 3 * BLOCK - 1, BLOCK), 1);
+	assert_collapsed(&m, 3, 2 * (BLOCK - 1));
+	touch_armed(&m, TOUCH_READ, BLOCK + 1);
+	TEST_ASSERT_EQ(collapse(&m, 0, m.npages), 1);
+	assert_collapsed(&m, NR_BLOCKS, 0);
+	assert_events(&m, 3 + NR_BLOCKS, 3 + NR_BLOCKS);
+
+	/* The other way around it is a contradiction. */
+	TEST_ASSERT_EQ(__vm_userfault_set(vcpu->vm, GPA(0), PSZ,
+					  KVM_USERFAULT_ARM | KVM_USERFAULT_COLLAPSE,
+					  NULL), EINVAL);
+	assert_collapsed(&m, NR_BLOCKS, 0);
+}
+
+KVM_ONE_VCPU_TEST(userfault_hugepage, collapse_thp, guest_touch)
+{
+	test_collapse(vcpu, ANON_THP);
+}
+
+KVM_ONE_VCPU_TEST(userfault_hugepage, collapse_shmem, guest_touch)
+{
+	test_collapse(vcpu, SHMEM_THP);
+}
+
+KVM_ONE_VCPU_TEST(userfault_hugepage, collapse_hugetlb, guest_touch)
+{
+	test_collapse(vcpu, HUGETLB_2M);
+}
+
+KVM_ONE_VCPU_TEST(userfault_hugepage, collapse_hugetlb_1g, guest_touch)
+{
+	const u64 a = 77 * BLOCK + 5, b = 78 * BLOCK + 5, c = 78 * BLOCK + 6;
+	struct memory m;
+	u64 faults;
+
+	add_memory(&m, vcpu, HUGETLB_1G, BLOCK_1G, MEM_UF);
+	touch(&m, TOUCH_WRITE, 7, 1);
+	arm(&m, a, 1);
+	arm(&m, b, 2);
+	if (in_place())
+		assert_sizes(&m, 0, BLOCK - 2, 2 * BLOCK - 3);
+	assert_events(&m, 3, 0);
+
+	/* 2M as long as there is an armed page elsewhere. */
+	TEST_ASSERT_EQ(collapse(&m, b, 1), 1);
+	if (in_place())
+		assert_sizes(&m, 0, BLOCK - 2, 2 * BLOCK - 3);
+	TEST_ASSERT_EQ(collapse(&m, c, 1), 1);
+	faults = nr_faults(vcpu);
+	touch(&m, TOUCH_WRITE, b, 2);
+	assert_sizes(&m, 0, in_place() ? BLOCK - 1 : 1, BLOCK - 1);
+	assert_no_faults(vcpu, faults);
+	assert_events(&m, 3, 1);
+	touch_armed(&m, TOUCH_READ, a);
+
+	/* All of it counts now, whatever small mappings are left elsewhere. */
+	TEST_ASSERT_EQ(collapse(&m, a, 1), 1);
+	faults = nr_faults(vcpu);
+	if (in_place())
+		assert_sizes(&m, 1, 0, 0);
+	touch(&m, TOUCH_WRITE, b, 1);
+	assert_sizes(&m, 1, 0, 0);
+	touch(&m, TOUCH_WRITE, a, 1);
+	touch(&m, TOUCH_WRITE, 0, 1);
+	touch(&m, TOUCH_READ, BLOCK_1G - 1, 1);
+	assert_sizes(&m, 1, 0, 0);
+	assert_events(&m, 3, 2);
+	assert_no_faults(vcpu, faults);
+}
+
+/* Dirty logging wants small pages, and gets them. */
+KVM_ONE_VCPU_TEST(userfault_hugepage, collapse_dirty_log, guest_touch)
+{
+	unsigned long *dirty;
+	struct memory m;
+	u64 i;
+
+	add_memory(&m, vcpu, ANON_THP, NR_BLOCKS * BLOCK, MEM_UF);
+	dirty = calloc(1, m.npages / 8);
+	touch_blocks(&m, 7);
+	arm(&m, 10, 1);
+
+	set_flags(&m, MEM_UF | MEM_LOG);
+	touch_dirty_logged(&m, 8);
+	assert_sizes(&m, 0, 0, m.npages - 1);
+	arm(&m, 11, 1);
+	TEST_ASSERT_EQ(collapse(&m, 0, m.npages), 2);
+	touch_dirty_logged(&m, 10);
+	assert_sizes(&m, 0, 0, m.npages - 1);
+	assert_events(&m, 1, 0);
+
+	/* With large mappings, the log would have more than these. */
+	kvm_vm_get_dirty_log(m.vm, UF_SLOT, dirty);
+	touch(&m, TOUCH_WRITE, BLOCK + 33, 1);
+	TEST_ASSERT_EQ(collapse(&m, 0, m.npages), 0);
+	touch(&m, TOUCH_WRITE, 2 * BLOCK + 44, 1);
+	kvm_vm_get_dirty_log(m.vm, UF_SLOT, dirty);
+	for (i = 0; i < m.npages; i++)
+		TEST_ASSERT_EQ(!!(dirty[i / 64] & BIT(i % 64)),
+			       i == BLOCK + 33 || i == 2 * BLOCK + 44);
+
+	set_flags(&m, MEM_UF);
+	touch_blocks(&m, 8);
+	assert_sizes(&m, 0, NR_BLOCKS, 0);
+	free(dirty);
+}
+
+/* guest_memfd has 4K pages only; that must not make KVM complain. */
+KVM_ONE_VCPU_TEST(userfault_hugepage, collapse_guest_memfd, guest_touch)
+{
+	const u64 flags = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED;
+	struct kvm_vm *vm = vcpu->vm;
+	struct memory m = {
+		.vm = vm,
+		.vcpu = vcpu,
+		.gpa = UF_GPA,
+		.npages = NR_BLOCKS * BLOCK,
+	};
+	int fd;
+
+	/* There is none without the TDP MMU. */
+	if ((vm_check_cap(vm, KVM_CAP_GUEST_MEMFD_FLAGS) & flags) != flags) {
+		TEST_ASSERT(has_sizes() && !in_place(), "No guest_memfd");
+		return;
+	}
+
+	fd = vm_create_guest_memfd(vm, m.npages * PSZ, flags);
+	m.hva = kvm_mmap(m.npages * PSZ, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
+	vm_set_user_memory_region2(vm, UF_SLOT, MEM_UF | KVM_MEM_GUEST_MEMFD, m.gpa,
+				   m.npages * PSZ, m.hva, fd, 0);
+	map_in_guest(vm, m.gpa, m.npages, ANON_THP);
+	start_guest(&m);
+
+	touch(&m, TOUCH_WRITE, 0, m.npages);
+	assert_sizes(&m, 0, 0, m.npages);
+	arm(&m, 10, 1);
+	TEST_ASSERT_EQ(collapse(&m, 0, m.npages), 1);
+	touch(&m, TOUCH_READ, 0, m.npages);
+	assert_sizes(&m, 0, 0, m.npages);
+	assert_events(&m, 0, 0);
+	close(fd);
+}
+
+/* Slots that begin and end within a block, or lie within one, and holes. */
+KVM_ONE_VCPU_TEST(userfault_hugepage, collapse_odd_slots, guest_touch)
+{
+	const u64 half = BLOCK / 2;
+	struct kvm_vm *vm = vcpu->vm;
+	struct memory m = {
+		.vm = vm,
+		.vcpu = vcpu,
+		.gpa = UF_GPA,
+		.npages = 6 * BLOCK,
+	};
+	u64 i;
+
+	m.hva = alloc_backing(ANON_THP, m.npages);
+	set_flags(&m, MEM_UF);
+	map_in_guest(vm, m.gpa, m.npages, ANON_THP);
+	start_guest(&m);
+	vm_set_user_memory_region(vm, UF_SLOT, 0, m.gpa, 0, m.hva);
+
+	/*
+	 * [half, 2 blocks + half), [2 blocks + half, 3 blocks), without the flag
+	 * [3 blocks, 4 blocks), hole, [5 blocks + 5, 5 blocks + 7).
+	 */
+	vm_set_user_memory_region(vm, UF_SLOT, MEM_UF, GPA(half), 2 * BLOCK * PSZ,
+				  (void *)m.hva + half * PSZ);
+	vm_set_user_memory_region(vm, UF_SLOT + 1, MEM_UF, GPA(2 * BLOCK + half),
+				  half * PSZ, (void *)m.hva + (2 * BLOCK + half) * PSZ);
+	vm_set_user_memory_region(vm, UF_SLOT + 2, 0, GPA(3 * BLOCK), BLOCK * PSZ,
+				  (void *)m.hva + 3 * BLOCK * PSZ);
+	vm_set_user_memory_region(vm, UF_SLOT + 3, MEM_UF, GPA(5 * BLOCK + 5), 2 * PSZ,
+				  (void *)m.hva + (5 * BLOCK + 5) * PSZ);
+
+	touch(&m, TOUCH_READ, half, 4 * BLOCK - half);
+	touch(&m, TOUCH_READ, 5 * BLOCK + 5, 2);
+	assert_sizes(&m, 0, 2, 2 * half + half + 2);
+	for (i = 0; i < 2; i++) {
+		arm(&m, BLOCK + i, 1);
+		arm(&m, 2 * BLOCK - 5, 10);
+		arm(&m, 3 * BLOCK - 3, 3);
+		arm(&m, 5 * BLOCK + 6, 1);
+		assert_sizes(&m, 0, 1, 3 * half + 2 + BLOCK - 15);
+
+		/* In one go, or from the edges. */
+		if (i) {
+			TEST_ASSERT_EQ(collapse(&m, half, 1), 0);
+			TEST_ASSERT_EQ(collapse(&m, 2 * BLOCK, half + half), 8);
+			TEST_ASSERT_EQ(collapse(&m, 5 * BLOCK + 6, 1), 1);
+			assert_sizes(&m, 0, 1, 3 * half + 2 + BLOCK - 15);
+			TEST_ASSERT_EQ(collapse(&m, BLOCK, BLOCK), 6);
+		} else {
+			TEST_ASSERT_EQ(vm_userfault_set(vm, 0, GPA(6 * BLOCK),
+							KVM_USERFAULT_COLLAPSE,
+							NULL), 15);
+		}
+		touch(&m, TOUCH_READ, half, 4 * BLOCK - half);
+		touch(&m, TOUCH_READ, 5 * BLOCK + 5, 2);
+		assert_sizes(&m, 0, 2, 3 * half + 2);
+		assert_events(&m, i + 1, i + 1);
+	}
+}
+
+/*
+ * Dropping the flag
+ */
+struct flags_step {
+	u32 flags;
+
+	/* Blocks that are mapped huge then, -1: whatever KVM does. */
+	int nr_huge;
+};
+
+#define MAX_STEPS	4
+
+/*
+ * Each begins with block 1 split for an armed page, and block 3 for one that is
+ * clear since.  Ends with a step of no flags and no huge pages.
+ */
+static const struct flags_case {
+	const char *name;
+	u32 flags;
+	struct flags_step steps[MAX_STEPS];
+} flags_cases[] = {
+	{ "drop", MEM_UF, { { 0, 5 } } },
+	{ "drop, on, drop", MEM_UF, { { 0, 5 }, { MEM_UF, 5 }, { 0, 5 } } },
+	{ "log on and off, drop", MEM_UF,
+	  { { MEM_UF | MEM_LOG, 0 }, { MEM_UF, 4 }, { 0, 5 } } },
+	{ "log on, drop, log off", MEM_UF,
+	  { { MEM_UF | MEM_LOG, 0 }, { MEM_LOG, 0 }, { 0, 5 } } },
+	{ "log on, drop both", MEM_UF, { { MEM_UF | MEM_LOG, 0 }, { 0, 5 } } },
+	{ "drop for log, log off", MEM_UF, { { MEM_LOG, 0 }, { 0, 5 } } },
+	{ "drop for log, and back", MEM_UF,
+	  { { MEM_LOG, 0 }, { MEM_UF, 5 }, { 0, 5 } } },
+	{ "from log, log off, drop", MEM_UF | MEM_LOG, { { MEM_UF, 4 }, { 0, 5 } } },
+	{ "from log, drop, log off", MEM_UF | MEM_LOG, { { MEM_LOG, 0 }, { 0, 5 } } },
+	{ "from log, drop both", MEM_UF | MEM_LOG, { { 0, 5 } } },
+	{ "readonly, drop", MEM_UF | MEM_RO, { { MEM_RO, 5 } } },
+	{ "readonly, drop, on, drop", MEM_UF | MEM_RO,
+	  { { MEM_RO, 5 }, { MEM_UF | MEM_RO, 5 }, { MEM_RO, 5 } } },
+	{ "readonly, log on, drop both", MEM_UF | MEM_RO,
+	  { { MEM_UF | MEM_LOG | MEM_RO, -1 }, { MEM_RO, 5 } } },
+	/* KVM does not recover when a READONLY slot's dirty logging ends. */
+	{ "readonly, log on and off, drop", MEM_UF | MEM_RO,
+	  { { MEM_UF | MEM_LOG | MEM_RO, -1 }, { MEM_UF | MEM_RO, -1 }, { MEM_RO, 5 } } },
+	{ "readonly, log on, drop, log off", MEM_UF | MEM_RO,
+	  { { MEM_UF | MEM_LOG | MEM_RO, -1 }, { MEM_LOG | MEM_RO, -1 }, { MEM_RO, -1 } } },
+	{ "readonly, from log, drop both", MEM_UF | MEM_LOG | MEM_RO,
+	  { { MEM_RO, 5 } } },
+	{ "readonly, drop for log", MEM_UF | MEM_RO,
+	  { { MEM_LOG | MEM_RO, -1 }, { MEM_RO, -1 } } },
+};
+
+static void test_flags_case(struct memory *m, const struct flags_case *t)
+{
+	const struct flags_step *step;
+	bool armed = true;
+	u64 faults, huge;
+
+	/* READONLY is fixed at creation. */
+	vm_set_user_memory_region(m->vm, UF_SLOT, 0, m->gpa, 0, m->hva);
+	set_flags(m, t->flags);
+	touch(m, TOUCH_READ, 0, m->npages);
+	arm(m, BLOCK + 10, 1);
+	arm(m, 3 * BLOCK, 1);
+	clear(m, 3 * BLOCK, 1);
+
+	for (step = t->steps; step->flags || step->nr_huge; step++) {
+		set_flags(m, step->flags);
+		if (!(step->flags & MEM_UF))
+			armed = false;
+
+		huge = nr_stat(m, PAGES_2M);
+		faults = nr_faults(m->vcpu);
+		if (in_place() && step->nr_huge >= 0)
+			TEST_ASSERT(huge == step->nr_huge,
+				    "%s: %lu huge after flags 0x%x, wanted %d",
+				    t->name, huge, step->flags, step->nr_huge);
+		if (step->flags & MEM_LOG && !(step->flags & MEM_RO)) {
+			touch_dirty_logged(m, 1);
+			touch_dirty_logged(m, BLOCK - 1);
+		} else {
+			touch_blocks(m, 1);
+			touch_blocks(m, BLOCK - 1);
+		}
+
+		huge = nr_stat(m, PAGES_2M);
+		if (has_sizes() && step->nr_huge >= 0)
+			TEST_ASSERT(huge == step->nr_huge,
+				    "%s: %lu huge after flags 0x%x and faults, wanted %d",
+				    t->name, huge, step->flags, step->nr_huge);
+		TEST_ASSERT(nr_faults(m->vcpu) == faults, "%s: %lu faults after flags 0x%x",
+			    t->name, nr_faults(m->vcpu) - faults, step->flags);
+
+		if (armed)
+			touch_armed(m, TOUCH_READ, BLOCK + 10);
+		else
+			touch(m, TOUCH_READ, BLOCK + 10, 1);
+	}
+}
+
+KVM_ONE_VCPU_TEST(userfault_hugepage, drop_flag, guest_touch)
+{
+	struct memory m;
+	int i;
+
+	TEST_REQUIRE(kvm_has_cap(KVM_CAP_READONLY_MEM));
+
+	add_memory(&m, vcpu, ANON_THP, NR_BLOCKS * BLOCK, MEM_UF);
+	for (i = 0; i < ARRAY_SIZE(flags_cases); i++)
+		test_flags_case(&m, &flags_cases[i]);
+
+	/* Small backing stays small. */
+	vm_set_user_memory_region(m.vm, UF_SLOT, 0, m.gpa, 0, m.hva);
+	m.hva = alloc_backing(ANON_4K, m.npages);
+	set_flags(&m, MEM_UF);
+	touch_blocks(&m, 1);
+	arm(&m, 10, 1);
+	set_flags(&m, 0);
+	touch_blocks(&m, 1);
+	assert_sizes(&m, 0, 0, NR_BLOCKS);
+}
+
+KVM_ONE_VCPU_TEST(userfault_hugepage, drop_flag_1g, guest_touch)
+{
+	struct memory m;
+
+	add_memory(&m, vcpu, HUGETLB_1G, BLOCK_1G, MEM_UF);
+	touch(&m, TOUCH_READ, 7, 1);
+	arm(&m, 10 * BLOCK + 10, 1);
+	touch(&m, TOUCH_READ, 10 * BLOCK + 11, 1);
+	assert_sizes(&m, 0, in_place() ? BLOCK - 1 : 0, BLOCK - 1);
+	set_flags(&m, 0);
+	if (in_place())
+		assert_sizes(&m, 1, 0, 0);
+	touch(&m, TOUCH_READ, 10 * BLOCK + 10, 1);
+	assert_sizes(&m, 1, 0, 0);
+}
+
+/*
+ * Running vCPUs
+ */
+#define NR_WORKERS	3
+
+static u64 guest_stop;
+static u64 guest_rounds[NR_WORKERS];
+
+/* Pages that all vCPUs go round; each has a word of its own in every page. */
+static u64 guest_pages[64];
+static u64 guest_nr_pages;
+
+static void guest_count(u64 id)
+{
+	u64 n = 0, i, *p;
+
+	while (!READ_ONCE(guest_stop)) {
+		for (i = 0; i < guest_nr_pages; i++) {
+			p = (u64 *)guest_pages[i] + id;
+			__GUEST_ASSERT(READ_ONCE(*p) == n, "gva %lx: wanted %lx, got %lx",
+				       guest_pages[i], n, READ_ONCE(*p));
+			WRITE_ONCE(*p, n + 1);
+		}
+		WRITE_ONCE(guest_rounds[id], ++n);
+	}
+
+	GUEST_DONE();
+}
+
+struct worker {
+	struct kvm_vcpu *vcpu;
+	pthread_t thread;
+
+	/* What to do about a userfault: stop until told to go on, or enter again. */
+	bool retry;
+	sem_t stopped;
+	sem_t resume;
+	u64 exits;
+};
+
+static void *worker_fn(void *arg)
+{
+	struct worker *w = arg;
+	struct ucall uc;
+	int ret;
+
+	for (;;) {
+		ret = _vcpu_run(w->vcpu);
+		if (!is_userfault_exit(w->vcpu, ret))
+			break;
+
+		WRITE_ONCE(w->exits, w->exits + 1);
+		if (!w->retry) {
+			sem_post(&w->stopped);
+			sem_wait(&w->resume);
+		}
+	}
+
+	TEST_ASSERT(!ret, "KVM_RUN failed, errno %d exit reason %u", errno,
+		    w->vcpu->run->exit_reason);
+	switch (get_ucall(w->vcpu, &uc)) {
+	case UCALL_DONE:
+		return NULL;
+	case UCALL_ABORT:
+		REPORT_GUEST_ASSERT(uc);
+		break;
+	default:
+		TEST_FAIL("Unexpected ucall %lu", uc.cmd);
+	}
+	return NULL;
+}
+
+static void start_workers(struct worker *w, struct kvm_vcpu *vcpu, bool retry)
+{
+	int i;
+
+	for (i = 0; i < NR_WORKERS; i++) {
+		w[i] = (struct worker) {
+			.vcpu = i ? vm_vcpu_add(vcpu->vm, i, guest_count) : vcpu,
+			.retry = retry,
+		};
+		vcpu_args_set(w[i].vcpu, 1, (u64)i);
+		sem_init(&w[i].stopped, 0, 0);
+		sem_init(&w[i].resume, 0, 0);
+	}
+	for (i = 0; i < NR_WORKERS; i++)
+		TEST_ASSERT(!pthread_create(&w[i].thread, NULL, worker_fn, &w[i]),
+			    "pthread_create() failed");
+}
+
+static void stop_workers(struct worker *w)
+{
+	int i;
+
+	write_guest_global(w->vcpu->vm, guest_stop, 1);
+	for (i = 0; i < NR_WORKERS; i++)
+		TEST_ASSERT(!pthread_join(w[i].thread, NULL), "pthread_join() failed");
+}
+
+static u64 *rounds_hva(struct kvm_vm *vm)
+{
+	return addr_gva2hva(vm, (gva_t)guest_rounds);
+}
+
+/* All vCPUs have touched all pages since. */
+static void wait_rounds(struct kvm_vm *vm)
+{
+	u64 *rounds = rounds_hva(vm);
+	u64 before[NR_WORKERS];
+	int i, ms;
+
+	memcpy(before, rounds, sizeof(before));
+	for (i = 0; i < NR_WORKERS; i++) {
+		for (ms = 0; READ_ONCE(rounds[i]) - before[i] < 2; ms++) {
+			TEST_ASSERT(ms < 10000, "vCPU %d is stuck", i);
+			usleep(1000);
+		}
+	}
+}
+
+static void worker_wait_stopped(struct worker *w)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_REALTIME, &ts);
+	ts.tv_sec += 10;
+	TEST_ASSERT(!sem_timedwait(&w->stopped, &ts), "vCPU %u does not stop",
+		    w->vcpu->id);
+}
+
+/*
+ * Freeze: a slot of huge pages, a hole, another such slot, a hole, a slot of
+ * small pages, and where the guest has its code, its stack and its page tables.
+ */
+static const struct {
+	u64 page;
+	u64 npages;
+	enum backing backing;
+} freeze_slots[] = {
+	{ 0, 3 * BLOCK, ANON_THP },
+	{ 4 * BLOCK, 2 * BLOCK, HUGETLB_2M },
+	{ 9 * BLOCK + 17, 100, ANON_4K },
+};
+
+KVM_ONE_VCPU_TEST(userfault_hugepage, freeze, guest_count)
+{
+	struct kvm_vm *vm = vcpu->vm;
+	u64 all = (vm->max_gfn + 1) * PSZ;
+	u64 nr_huge = 0, npages = 0, nr_pages = 0;
+	u64 pages[ARRAY_SIZE(guest_pages)];
+	u64 *hva[ARRAY_SIZE(guest_pages)];
+	u64 frozen[ARRAY_SIZE(guest_pages)][NR_WORKERS];
+	struct worker w[NR_WORKERS];
+	int i, j, round;
+
+	for (i = 0; i < ARRAY_SIZE(freeze_slots); i++) {
+		u64 page = freeze_slots[i].page, n = freeze_slots[i].npages;
+		void *mem = alloc_backing(freeze_slots[i].backing, n);
+
+		vm_set_user_memory_region(vm, UF_SLOT + i, MEM_UF, GPA(page), n * PSZ, mem);
+		map_in_guest(vm, GPA(page), n, freeze_slots[i].backing);
+		npages += n;
+		if (freeze_slots[i].backing != ANON_4K)
+			nr_huge += n / BLOCK;
+
+		/* Eight pages of each, spread over it. */
+		for (j = 0; j < 8; j++) {
+			u64 p = j * n / 8;
+
+			pages[nr_pages] = GPA(page + p);
+			hva[nr_pages++] = mem + p * PSZ;
+		}
+	}
+	vm_mem_region_set_flags(vm, 0, MEM_UF);
+	npages += memslot2region(vm, 0)->region.memory_size / PSZ;
+	memcpy(addr_gva2hva(vm, (gva_t)guest_pages), pages, sizeof(pages));
+	write_guest_global(vm, guest_nr_pages, nr_pages);
+
+	start_workers(w, vcpu, false);
+	wait_rounds(vm);
+
+	for (round = 1; round <= 3; round++) {
+		if (has_sizes()) {
+			TEST_ASSERT_EQ(get_stat(vm, PAGES_2M), nr_huge);
+			TEST_ASSERT(nr_mapped(vm) > nr_huge, "Nothing small is mapped");
+		}
+
+		TEST_ASSERT_EQ(vm_userfault_arm(vm, 0, all), npages);
+		for (i = 0; i < nr_pages; i++)
+			memcpy(frozen[i], hva[i], sizeof(frozen[i]));
+
+		/* Each stops at its next access, wherever that is, and again. */
+		for (i = 0; i < NR_WORKERS; i++) {
+			worker_wait_stopped(&w[i]);
+			sem_post(&w[i].resume);
+			worker_wait_stopped(&w[i]);
+		}
+		TEST_ASSERT_EQ(nr_mapped(vm), 0);
+		usleep(10000);
+		for (i = 0; i < nr_pages; i++)
+			TEST_ASSERT(!memcmp(frozen[i], hva[i], sizeof(frozen[i])),
+				    "Page %d has changed while frozen", i);
+
+		TEST_ASSERT_EQ(vm_userfault_set(vm, 0, all, KVM_USERFAULT_COLLAPSE, NULL),
+			       npages);
+		for (i = 0; i < NR_WORKERS; i++)
+			sem_post(&w[i].resume);
+		wait_rounds(vm);
+	}
+
+	if (has_sizes())
+		TEST_ASSERT_EQ(get_stat(vm, PAGES_2M), nr_huge);
+	stop_workers(w);
+	for (i = 0; i < NR_WORKERS; i++)
+		TEST_ASSERT_EQ(w[i].exits, 2 * 3);
+}
+
+static u64 all_faults(struct worker *w)
+{
+	u64 faults = 0;
+	int i;
+
+	for (i = 0; i < NR_WORKERS; i++)
+		faults += nr_faults(w[i].vcpu);
+	return faults;
+}
+
+/*
+ * Pages next to one that is armed again and again, at the edges of its block, and
+ * in the next block: no exit, and where the block is split in place not even a
+ * fault.  Collapse does take away the small mappings before it flushes: a vCPU
+ * that is just walking them faults, inside KVM.
+ */
+KVM_ONE_VCPU_TEST(userfault_hugepage, race_neighbours, guest_count)
+{
+	const u64 pages[] = { 0, 99, 101, BLOCK - 1, BLOCK };
+	struct memory m = {
+		.vm = vcpu->vm,
+		.vcpu = vcpu,
+		.gpa = UF_GPA,
+		.npages = 2 * BLOCK,
+		.hva = alloc_backing(HUGETLB_2M, 2 * BLOCK),
+	};
+	u64 faults, gvas[ARRAY_SIZE(guest_pages)];
+	struct worker w[NR_WORKERS];
+	int i;
+
+	set_flags(&m, MEM_UF);
+	map_in_guest(m.vm, m.gpa, m.npages, HUGETLB_2M);
+	for (i = 0; i < ARRAY_SIZE(pages); i++)
+		gvas[i] = GPA(pages[i]);
+	memcpy(addr_gva2hva(m.vm, (gva_t)guest_pages), gvas, sizeof(gvas));
+	write_guest_global(m.vm, guest_nr_pages, ARRAY_SIZE(pages));
+	start_workers(w, vcpu, true);
+
+	for (i = 0; i < 20; i++) {
+		wait_rounds(m.vm);
+		assert_sizes(&m, 0, 2, nr_stat(&m, PAGES_4K));
+		faults = all_faults(w);
+		arm(&m, 100, 1);
+		wait_rounds(m.vm);
+		assert_sizes(&m, 0, 1, nr_stat(&m, PAGES_4K));
+		TEST_ASSERT_EQ(all_faults(w), faults);
+		TEST_ASSERT_EQ(collapse(&m, 100, 1), 1);
+	}
+	for (; i < 200; i++) {
+		arm(&m, 100, 1);
+		TEST_ASSERT_EQ(collapse(&m, 100, 1), 1);
+	}
+
+	wait_rounds(m.vm);
+	assert_sizes(&m, 0, 2, nr_stat(&m, PAGES_4K));
+	for (i = 0; i < NR_WORKERS; i++)
+		TEST_ASSERT_EQ(w[i].exits, 0);
+	stop_workers(w);
+}
+
+/*
+ * Everything that splits, collapses and unmaps, at the same time: the guest finds
+ * what it has written, the kernel finds nothing to complain about, and in the end
+ * all mappings are large.
+ */
+struct racer {
+	struct memory *m;
+	pthread_t thread;
+	bool stop;
+	u64 rounds;
+};
+
+static void *race_collapse(void *arg)
+{
+	struct racer *r = arg;
+
+	while (!READ_ONCE(r->stop)) {
+		vm_userfault_set(r->m->vm, GPA(r->rounds % 5 * 300), 600 * PSZ,
+				 KVM_USERFAULT_COLLAPSE, NULL);
+		WRITE_ONCE(r->rounds, r->rounds + 1);
+	}
+	return NULL;
+}
+
+static void *race_arm(void *arg)
+{
+	struct racer *r = arg;
+	u64 changed = 0;
+
+	/* ENOENT: it has lost the flag. */
+	while (!READ_ONCE(r->stop)) {
+		struct kvm_userfault_range range = {
+			.gpa = GPA(r->rounds % 7 * 200 + r->rounds % 3),
+			.size = (r->rounds % 2 ? 1 : 700) * PSZ,
+			.flags = KVM_USERFAULT_ARM,
+		};
+		int err = __vm_userfault_set_range(r->m->vm, &range);
+
+		TEST_ASSERT(!err || err == ENOENT, "Arm: errno %d", err);
+		changed += range.changed;
+		WRITE_ONCE(r->rounds, r->rounds + 1);
+	}
+	TEST_ASSERT(changed, "Nothing was armed");
+	return NULL;
+}
+
+KVM_ONE_VCPU_TEST(userfault_hugepage, race_all, guest_count)
+{
+	const u32 flags[] = { MEM_UF | MEM_LOG, MEM_UF, MEM_LOG, MEM_UF | MEM_LOG, 0, MEM_UF };
+	struct memory m = {
+		.vm = vcpu->vm,
+		.vcpu = vcpu,
+		.gpa = UF_GPA,
+		.npages = 4 * BLOCK,
+		.hva = alloc_backing(ANON_THP, 4 * BLOCK),
+	};
+	struct racer racers[2] = { { .m = &m }, { .m = &m } };
+	u64 gvas[ARRAY_SIZE(guest_pages)];
+	struct worker w[NR_WORKERS];
+	int i;
+
+	set_flags(&m, MEM_UF);
+	map_in_guest(m.vm, m.gpa, m.npages, ANON_THP);
+	for (i = 0; i < ARRAY_SIZE(gvas); i++)
+		gvas[i] = GPA(i * m.npages / ARRAY_SIZE(gvas));
+	memcpy(addr_gva2hva(m.vm, (gva_t)guest_pages), gvas, sizeof(gvas));
+	write_guest_global(m.vm, guest_nr_pages, ARRAY_SIZE(gvas));
+
+	start_workers(w, vcpu, true);
+	wait_rounds(m.vm);
+	TEST_ASSERT(!pthread_create(&racers[0].thread, NULL, race_collapse, &racers[0]) &&
+		    !pthread_create(&racers[1].thread, NULL, race_arm, &racers[1]),
+		    "pthread_create() failed");
+
+	for (i = 0; i < 5 * ARRAY_SIZE(flags); i++) {
+		set_flags(&m, flags[i % ARRAY_SIZE(flags)]);
+		usleep(10000);
+	}
+
+	for (i = 1; i >= 0; i--) {
+		WRITE_ONCE(racers[i].stop, true);
+		TEST_ASSERT(!pthread_join(racers[i].thread, NULL), "pthread_join() failed");
+		TEST_ASSERT(racers[i].rounds, "Racer %d has done nothing", i);
+	}
+	collapse(&m, 0, m.npages);
+	wait_rounds(m.vm);
+	if (has_sizes())
+		TEST_ASSERT_EQ(get_stat(m.vm, PAGES_2M), 4);
+	stop_workers(w);
+}
+
+/*
+ * Tracepoints
+ */
+#define TRACEFS	"/sys/kernel/tracing/"
+
+static void write_trace(const char *instance, const char *file, const char *val)
+{
+	char path[256];
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/%s", instance, file);
+	fd = open(path, O_WRONLY);
+	TEST_ASSERT(fd >= 0 && write(fd, val, strlen(val)) == strlen(val),
+		    "Cannot write to %s, errno %d", path, errno);
+	close(fd);
+}
+
+/* Is there a line with @event, and with @what after it? */
+static bool in_trace(const char *instance, const char *event, const char *what)
+{
+	char path[256], line[1024], *p;
+	bool found = false;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "%s/trace", instance);
+	f = fopen(path, "r");
+	TEST_ASSERT(f, "Cannot read %s", path);
+	while (!found && fgets(line, sizeof(line), f)) {
+		line[strcspn(line, "\n")] = 0;
+		p = strstr(line, event);
+		found = p && !strcmp(p + strlen(event), what);
+	}
+	fclose(f);
+	return found;
+}
+
+KVM_ONE_VCPU_TEST(userfault_hugepage, tracepoints, guest_touch)
+{
+	char instance[128], split[128], collapsed[128];
+	struct memory m;
+
+	__TEST_REQUIRE(!access(TRACEFS "instances", W_OK), "No tracefs on %s", TRACEFS);
+	snprintf(instance, sizeof(instance), TRACEFS "instances/userfault.%d", getpid());
+	TEST_ASSERT(!mkdir(instance, 0700), "Cannot make %s, errno %d", instance, errno);
+	write_trace(instance, "events/kvm/kvm_userfault_split/enable", "1");
+	write_trace(instance, "events/kvm/kvm_userfault_collapse/enable", "1");
+
+	add_memory(&m, vcpu, HUGETLB_2M, NR_BLOCKS * BLOCK, MEM_UF);
+	touch_blocks(&m, 7);
+	arm(&m, BLOCK + 100, BLOCK);
+	collapse(&m, BLOCK, 2 * BLOCK);
+
+	/* Numbers of the range as it was given, and of mappings. */
+	snprintf(split, sizeof(split), ": as_id 0 gfn %#lx - %#lx nr 2",
+		 GPA(BLOCK + 100) / PSZ, GPA(2 * BLOCK + 100) / PSZ);
+	snprintf(collapsed, sizeof(collapsed), ": as_id 0 gfn %#lx - %#lx nr 2",
+		 GPA(BLOCK) / PSZ, GPA(3 * BLOCK) / PSZ);
+	TEST_ASSERT_EQ(in_trace(instance, "kvm_userfault_split", split), in_place());
+	TEST_ASSERT_EQ(in_trace(instance, "kvm_userfault_collapse", collapsed), in_place());
+
+	write_trace(instance, "events/enable", "0");
+	TEST_ASSERT(!rmdir(instance), "Cannot remove %s, errno %d", instance, errno);
+}
+
+int main(int argc, char *argv[])
+{
+	TEST_REQUIRE_USERFAULT();
+
+	/* Blocks are larger than one can test with on hosts with larger pages. */
+	TEST_REQUIRE(getpagesize() == PSZ);
+
+	return test_harness_run(argc, argv);
+}
