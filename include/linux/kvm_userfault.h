@@ -49,13 +49,14 @@ void kvm_prepare_userfault_exit(struct kvm_vcpu *vcpu, gpa_t gpa, bool is_write,
  * recreate the largest mappings that the backing allows.  Under SRCU alone.
  * Return how many were recreated at once.
  */
+int kvm_arch_userfault_split(struct kvm *kvm, struct kvm_gfn_range *range);
+int kvm_arch_userfault_collapse(struct kvm *kvm, struct kvm_gfn_range *range);
+
 /*
  * resolved: @vcpu's last userfault is.  Have it mapped before the guest is entered,
  * with the kind of access that faulted.  The vCPU is not loaded.
  */
 void kvm_arch_userfault_resolved(struct kvm_vcpu *vcpu);
-int kvm_arch_userfault_split(struct kvm *kvm, struct kvm_gfn_range *range);
-int kvm_arch_userfault_collapse(struct kvm *kvm, struct kvm_gfn_range *range);
 
 int kvm_vm_ioctl_set_userfault_range(struct kvm *kvm,
 				     struct kvm_userfault_range __user *urange);
