@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-# Filter for git's diff of one file with -U1: drop git's own header lines, and part hunks so
-# that no two lines of context stand together.
+# Filter for git's diff of one file with -U1: drop git's own header lines and the names of
+# functions, and part hunks so that no two lines of context stand together.
 
 function flush(	i)
 {
 	if (!n)
 		return
-	printf "@@ -%s +%s @@%s\n", span(old, olds), span(new, news), tail
+	printf "@@ -%s +%s @@\n", span(old, olds), span(new, news)
 	for (i = 1; i <= n; i++)
 		print line[i]
 	old += olds
@@ -31,8 +31,6 @@ function span(start, count)
 		old++
 	if (p[2] == "0")
 		new++
-	tail = $0
-	sub(/^@@ [^@]* @@/, "", tail)
 	inside = 1
 	next
 }
