@@ -97,7 +97,7 @@ boot()
 		append="console=ttyAMA0 $append" ;;
 	esac
 	# shellcheck disable=SC2086
-	set -- $qemu -accel "$accel" -smp "${SMP:-2}" -m "${MEM:-4G}" -kernel "$kernel" \
+	set -- $qemu -accel "$accel" -smp "${SMP:-2}" -m "${MEM:-5G}" -kernel "$kernel" \
 		-initrd "$boot_dir/initrd" -append "$append" \
 		-nodefaults -no-user-config -display none -no-reboot -serial "file:$boot_dir/console.log" \
 		-fsdev local,id=host,path=/,security_model=none,readonly=on,multidevs=remap \
