@@ -28,6 +28,8 @@ int __kvm_userfault_resolve(struct kvm_vcpu *vcpu);
 
 int kvm_userfault_prepare_memslot(const struct kvm_memory_slot *old,
 				  struct kvm_memory_slot *new);
+void kvm_userfault_memslot_created(struct kvm *kvm,
+				   const struct kvm_memory_slot *new);
 void kvm_userfault_free_memslot(struct kvm_memory_slot *slot,
 				const struct kvm_memory_slot *keep);
 
@@ -53,8 +55,8 @@ int kvm_arch_userfault_split(struct kvm *kvm, struct kvm_gfn_range *range);
 int kvm_arch_userfault_collapse(struct kvm *kvm, struct kvm_gfn_range *range);
 
 /*
- * resolved: @vcpu's last userfault is.  Have it mapped before the guest is entered,
- * with the kind of access that faulted.  The vCPU is not loaded.
+ * The last userfault of @vcpu is resolved.  Have the page mapped before the guest
+ * is entered, for the kind of access that faulted.  The vCPU is not loaded.
  */
 void kvm_arch_userfault_resolved(struct kvm_vcpu *vcpu);
 
@@ -111,6 +113,11 @@ kvm_userfault_prepare_memslot(const struct kvm_memory_slot *old,
 			      struct kvm_memory_slot *new)
 {
 	return 0;
+}
+
+static inline void
+kvm_userfault_memslot_created(struct kvm *kvm, const struct kvm_memory_slot *new)
+{
 }
 
 static inline void

@@ -227,6 +227,18 @@ static void userfault_collapse(struct userfault_chunk *chunk,
 	trace_kvm_userfault_collapse(slot->as_id, start, end, nr_collapsed);
 }
 
+/*
+ * Pages have just been armed, by this call or, those that had been before, once
+ * more: no resolve of an earlier exit may undo that.  Say so only now: an exit
+ * that comes while the bits are being set is an earlier one.
+ */
+static void userfault_drop_resolves(struct kvm *kvm)
+{
+	lockdep_assert_held(&kvm->slots_lock);
+
+	WRITE_ONCE(kvm->userfault_arm_seq, kvm->userfault_arm_seq + 1);
+}
+
 static void userfault_arm(struct userfault_chunk *chunk)
 {
 	struct kvm *kvm = chunk->kvm;
@@ -236,13 +248,13 @@ static void userfault_arm(struct userfault_chunk *chunk)
 	KVM_MMU_LOCK(kvm);
 	kvm_mmu_invalidate_start(kvm);
 	kvm_mmu_invalidate_range_add(kvm, chunk->start, chunk->end);
-	WRITE_ONCE(kvm->userfault_arm_seq, kvm->userfault_arm_seq + 1);
 
 	/*
 	 * Set all bits before changing any mapping: that may drop mmu_lock, and
 	 * a fault that then maps a page next to the chunk has to see them.
 	 */
 	userfault_walk_slots(chunk, userfault_change);
+	userfault_drop_resolves(kvm);
 	if (chunk->changed) {
 		userfault_walk_slots(chunk, userfault_split);
 		userfault_walk_slots(chunk, userfault_unmap);
@@ -568,6 +580,14 @@ int kvm_userfault_prepare_memslot(const struct kvm_memory_slot *old,
 		bitmap_set((unsigned long *)new->userfault_bitmap, 0, new->npages);
 
 	return 0;
+}
+
+/* @new, which may have armed pages, is there for vCPUs to use. */
+void kvm_userfault_memslot_created(struct kvm *kvm,
+				   const struct kvm_memory_slot *new)
+{
+	if (new->userfault_bitmap)
+		userfault_drop_resolves(kvm);
 }
 
 /* Free the bitmap of @slot unless @keep, the slot's other version, uses it. */
