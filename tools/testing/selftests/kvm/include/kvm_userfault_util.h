@@ -161,6 +161,17 @@ static inline bool is_userfault_exit(struct kvm_vcpu *vcpu, int ret)
 }
 
 /*
+ * Tell KVM that the pages of [@gpa, @gpa + @size), with that of the vCPU's last
+ * exit among them, are in place: KVM_RUN clears them.
+ */
+static inline void vcpu_userfault_resolve(struct kvm_vcpu *vcpu, gpa_t gpa, u64 size)
+{
+	vcpu->run->memory_fault.gpa = gpa;
+	vcpu->run->memory_fault.size = size;
+	vcpu->run->memory_fault.flags |= KVM_MEMORY_EXIT_FLAG_RESOLVED;
+}
+
+/*
  * Run the vCPU and assert the whole exit: exactly USERFAULT and @access in the
  * flags (PRIVATE goes into @access, too), this page, one page.
  */
