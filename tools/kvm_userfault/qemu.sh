@@ -89,7 +89,7 @@ boot()
 		kvm)	qemu="$qemu -cpu host" ;;
 		*)	accel=tcg,thread=multi; qemu="$qemu -cpu EPYC,+svm,+npt" ;;
 		esac
-		append="console=ttyS0 reboot=t tsc=reliable $append" ;;
+		append="console=ttyS0 reboot=t tsc=reliable no_timer_check $append" ;;
 	arm64)
 		accel=tcg,thread=multi
 		qemu="qemu-system-aarch64 -M virt,virtualization=on,gic-version=3"

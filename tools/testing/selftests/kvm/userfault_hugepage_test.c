@@ -221,13 +221,20 @@ static bool shmem_thp_configured(void)
 	return buf[0] && !strstr(buf, "[never]") && !strstr(buf, "[deny]");
 }
 
+static void *reserve_aligned(u64 size, u64 align)
+{
+	return align_ptr_up(kvm_mmap(size + align, PROT_NONE,
+				     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1),
+			    align);
+}
+
 /* Aligned for its huge pages; all of it is there, and holds 0. */
 static void *alloc_backing(enum backing backing, u64 npages)
 {
 	int flags = MAP_PRIVATE | MAP_ANONYMOUS, fd = -1;
 	u64 align = backing_pages(backing) * PSZ;
 	u64 size = npages * PSZ;
-	void *start, *hva;
+	void *hva;
 	u64 i;
 
 	switch (backing) {
@@ -250,9 +257,7 @@ static void *alloc_backing(enum backing backing, u64 npages)
 		break;
 	}
 
-	start = kvm_mmap(size + align, PROT_NONE,
-			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
-	hva = mmap(align_ptr_up(start, align), size, PROT_READ | PROT_WRITE,
+	hva = mmap(reserve_aligned(size, align), size, PROT_READ | PROT_WRITE,
 		   flags | MAP_FIXED, fd, 0);
 	__TEST_REQUIRE(hva != MAP_FAILED, "%lu huge pages of %lu bytes needed, errno %d",
 		       size / align, align, errno);
@@ -890,7 +895,10 @@ KVM_ONE_VCPU_TEST(userfault_hugepage, collapse_guest_memfd, guest_touch)
 	}
 
 	fd = vm_create_guest_memfd(vm, m.npages * PSZ, flags);
-	m.hva = kvm_mmap(m.npages * PSZ, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
+	/* Aligned, or else it could not be mapped huge anyway. */
+	m.hva = mmap(reserve_aligned(m.npages * PSZ, SZ_2M), m.npages * PSZ,
+		     PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
+	TEST_ASSERT(m.hva != MAP_FAILED, "Cannot map guest_memfd, errno %d", errno);
 	vm_set_user_memory_region2(vm, UF_SLOT, MEM_UF | KVM_MEM_GUEST_MEMFD, m.gpa,
 				   m.npages * PSZ, m.hva, fd, 0);
 	map_in_guest(vm, m.gpa, m.npages, ANON_THP);
@@ -903,6 +911,13 @@ KVM_ONE_VCPU_TEST(userfault_hugepage, collapse_guest_memfd, guest_touch)
 	touch(&m, TOUCH_READ, 0, m.npages);
 	assert_sizes(&m, 0, 0, m.npages);
 	assert_events(&m, 0, 0);
+
+	/* Nor must dropping the flag. */
+	arm(&m, 10, 1);
+	vm_set_user_memory_region2(vm, UF_SLOT, KVM_MEM_GUEST_MEMFD, m.gpa,
+				   m.npages * PSZ, m.hva, fd, 0);
+	touch(&m, TOUCH_READ, 0, m.npages);
+	assert_sizes(&m, 0, 0, m.npages);
 	close(fd);
 }
 
