@@ -647,7 +647,7 @@ void kvm_prepare_userfault_exit(struct kvm_vcpu *vcpu, gpa_t gpa, bool is_write,
 static bool userfault_can_resolve(gpa_t fault, u64 gpa, u64 size)
 {
 	return PAGE_ALIGNED(gpa) && PAGE_ALIGNED(size) && size <= SZ_2M &&
-	       gpa <= fault && fault - gpa < size && gpa + size > gpa;
+	       gpa <= fault && fault - gpa < size;
 }
 
 int __kvm_userfault_resolve(struct kvm_vcpu *vcpu)
