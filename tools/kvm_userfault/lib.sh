@@ -38,7 +38,8 @@ esac
 [ "$(uname -m)" != aarch64 ] || [ "$arch" != arm64 ] || cross=
 cc=${cross}gcc
 ! command -v ccache >/dev/null || cc="ccache $cc"
-export CCACHE_BASEDIR="$build" CCACHE_NOHASHDIR=1
+# What one clone has compiled serves every other: no option may make the result depend on where it is.
+export CCACHE_BASEDIR="$build" CCACHE_NOHASHDIR=1 CCACHE_IGNOREOPTIONS='-fmacro-prefix-map=*'
 export karch image cross cc out logs jobs
 
 # git on the base kernel: HEAD is the pristine base, the index the overlay as it was
