@@ -15,7 +15,7 @@ bison bison
 bc bc
 cpio cpio
 perl perl
-python3 python3-minimal
+pydoc3 python3
 rsync rsync
 xz xz-utils
 ccache ccache
