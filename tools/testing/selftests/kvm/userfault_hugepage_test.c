@@ -498,7 +498,7 @@ KVM_ONE_VCPU_TEST(userfault_hugepage, sizes_hugetlb, guest_touch)
 }
 
 /* 1G pages: 2M for its blocks without armed pages, 4K for those with. */
-KVM_ONE_VCPU_TEST(userfault_hugepage, sizes_hugetlb_1g, guest_touch)
+KVM_ONE_VCPU_TEST_1G(userfault_hugepage, sizes_hugetlb_1g, guest_touch)
 {
 	const u64 armed[] = { 0, BLOCK_1G / 2 + 5, BLOCK_1G - 1 };
 	struct memory m;
@@ -641,7 +641,7 @@ KVM_ONE_VCPU_TEST(userfault_hugepage, split_hugetlb, guest_touch)
 	test_split(vcpu, HUGETLB_2M);
 }
 
-KVM_ONE_VCPU_TEST(userfault_hugepage, split_hugetlb_1g, guest_touch)
+KVM_ONE_VCPU_TEST_1G(userfault_hugepage, split_hugetlb_1g, guest_touch)
 {
 	struct memory m;
 	u64 faults;
@@ -717,7 +717,7 @@ static void assert_collapsed(struct memory *m, u64 nr, u64 small)
 
 static void test_collapse(struct kvm_vcpu *vcpu, enum backing backing)
 {
-	u64 bitmap[BLOCK / 64] = { };
+	u64 bitmap[2 * BLOCK / 64] = { };
 	struct memory m;
 	int i;
 
@@ -761,10 +761,7 @@ static void test_collapse(struct kvm_vcpu *vcpu, enum backing backing)
 	assert_collapsed(&m, 1, 4 * (BLOCK - 1));
 	memset(bitmap, 0xff, sizeof(bitmap));
 	bitmap[0] = ~BIT(1);
-	TEST_ASSERT_EQ(vm_userfault_set(vcpu->vm, GPA(BLOCK), BLOCK * PSZ,
-					KVM_USERFAULT_COLLAPSE | KVM_USERFAULT_BITMAP,
-					bitmap), 0);
-	TEST_ASSERT_EQ(vm_userfault_set(vcpu->vm, GPA(2 * BLOCK), BLOCK * PSZ,
+	TEST_ASSERT_EQ(vm_userfault_set(vcpu->vm, GPA(BLOCK), 2 * BLOCK * PSZ,
 					KVM_USERFAULT_COLLAPSE | KVM_USERFAULT_BITMAP,
 					bitmap), 0);
 	assert_collapsed(&m, 2, 3 * (BLOCK - 1));
@@ -797,7 +794,7 @@ KVM_ONE_VCPU_TEST(userfault_hugepage, collapse_hugetlb, guest_touch)
 	test_collapse(vcpu, HUGETLB_2M);
 }
 
-KVM_ONE_VCPU_TEST(userfault_hugepage, collapse_hugetlb_1g, guest_touch)
+KVM_ONE_VCPU_TEST_1G(userfault_hugepage, collapse_hugetlb_1g, guest_touch)
 {
 	const u64 a = 77 * BLOCK + 5, b = 78 * BLOCK + 5, c = 78 * BLOCK + 6;
 	struct memory m;
@@ -1102,7 +1099,7 @@ KVM_ONE_VCPU_TEST(userfault_hugepage, drop_flag, guest_touch)
 	assert_sizes(&m, 0, 0, NR_BLOCKS);
 }
 
-KVM_ONE_VCPU_TEST(userfault_hugepage, drop_flag_1g, guest_touch)
+KVM_ONE_VCPU_TEST_1G(userfault_hugepage, drop_flag_1g, guest_touch)
 {
 	struct memory m;
 

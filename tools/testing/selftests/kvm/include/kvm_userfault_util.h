@@ -29,6 +29,20 @@
 	(KVM_MEMORY_EXIT_FLAG_READ | KVM_MEMORY_EXIT_FLAG_WRITE |	\
 	 KVM_MEMORY_EXIT_FLAG_EXEC)
 
+/*
+ * KVM_ONE_VCPU_TEST() for what may need more than the harness's 30 seconds: the
+ * kernel clears pages of 1G, which takes its time if the CPU is emulated.
+ */
+#define KVM_ONE_VCPU_TEST_1G(suite, test, guestcode)			\
+static void __suite##_##test(struct kvm_vcpu *vcpu);			\
+									\
+TEST_F_TIMEOUT(suite, test, 120)					\
+{									\
+	vcpu_arch_set_entry_point(self->vcpu, guestcode);		\
+	__suite##_##test(self->vcpu);					\
+}									\
+static void __suite##_##test(struct kvm_vcpu *vcpu)
+
 #define TEST_REQUIRE_USERFAULT()					\
 	__TEST_REQUIRE(kvm_has_cap(KVM_CAP_USERFAULT),			\
 		       "KVM_CAP_USERFAULT is not there")
