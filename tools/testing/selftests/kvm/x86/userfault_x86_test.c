@@ -376,11 +376,14 @@ KVM_ONE_VCPU_TEST(userfault_x86, prefetch, guest_read_page)
  * KVM_PRE_FAULT_MEMORY
  */
 
-/* What KVM_RUN tells userspace: to be left alone by all else. */
+/*
+ * What KVM_RUN tells userspace: to be left alone by all else.  The pattern has no
+ * KVM_MEMORY_EXIT_FLAG_RESOLVED: it stays for the KVM_RUN that follows.
+ */
 static void pattern_run(struct kvm_run *run, struct kvm_run *copy)
 {
-	run->exit_reason = 0xa5a5a5a5;
-	memset((void *)run + offsetof(struct kvm_run, hw), 0xa5,
+	run->exit_reason = 0x5a5a5a5a;
+	memset((void *)run + offsetof(struct kvm_run, hw), 0x5a,
 	       offsetof(struct kvm_run, kvm_valid_regs) -
 	       offsetof(struct kvm_run, hw));
 	memcpy(copy, run, sizeof(*copy));
