@@ -43,7 +43,6 @@
 #include <linux/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/sizes.h>
-#include <linux/string.h>
 #include <linux/uaccess.h>
 
 #include "kvm_mm.h"
@@ -110,6 +109,10 @@ static __always_inline void userfault_walk_slots(struct userfault_chunk *chunk,
 
 			fn(chunk, slot, max(chunk->start, slot->base_gfn),
 			   min(chunk->end, slot->base_gfn + slot->npages));
+
+			/* Mostly there is no other: do without looking it up. */
+			if (chunk->end <= slot->base_gfn + slot->npages)
+				break;
 		}
 	}
 }
@@ -388,7 +391,8 @@ static int userfault_check_range(struct kvm *kvm,
 	if (range->as_mask & ~userfault_all_as(kvm))
 		return -EINVAL;
 
-	if (memchr_inv(range->reserved, 0, sizeof(range->reserved)))
+	BUILD_BUG_ON(ARRAY_SIZE(range->reserved) != 2);
+	if (range->reserved[0] | range->reserved[1])
 		return -EINVAL;
 
 	return 0;
@@ -396,7 +400,8 @@ static int userfault_check_range(struct kvm *kvm,
 
 static int userfault_set_range(struct kvm *kvm, struct kvm_userfault_range *range)
 {
-	unsigned long select[BITS_TO_LONGS(USERFAULT_BITMAP_PAGES)];
+	/* A clear of one page should not pay for zeroing what it does not use. */
+	unsigned long select[BITS_TO_LONGS(USERFAULT_BITMAP_PAGES)] __uninitialized;
 	unsigned long as_mask = range->as_mask ?: userfault_all_as(kvm);
 	gfn_t end = gpa_to_gfn(range->gpa + range->size);
 	u64 nr_pages;
