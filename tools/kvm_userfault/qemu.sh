@@ -81,17 +81,20 @@ boot()
 	build_init
 	initrd "$boot_dir"
 	accel=$(accelerator)
+	case $accel in
+	kvm|tcg,*) ;;
+	*)	accel=tcg,thread=multi ;;
+	esac
 	append="panic=-1 panic_on_warn=1 oops=panic nmi_watchdog=0 softlockup_panic=0 ${APPEND:-}"
 	case $arch in
 	x86_64)
 		qemu="qemu-system-x86_64 -M q35"
 		case $accel in
 		kvm)	qemu="$qemu -cpu host" ;;
-		*)	accel=tcg,thread=multi; qemu="$qemu -cpu EPYC,+svm,+npt" ;;
+		*)	qemu="$qemu -cpu EPYC,+svm,+npt" ;;
 		esac
 		append="console=ttyS0 reboot=t tsc=reliable no_timer_check $append" ;;
 	arm64)
-		accel=tcg,thread=multi
 		qemu="qemu-system-aarch64 -M virt,virtualization=on,gic-version=3"
 		qemu="$qemu -cpu max,pauth-impdef=on,lpa2=off,sve=off,sme=off"
 		append="console=ttyAMA0 $append" ;;

@@ -1,0 +1,974 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What KVM userfault costs, and what its alternatives do.
+ *
+ *  fetch   each vCPU writes to each of its own pages, none of which is there: what
+ *          it takes until the write is done, by plain faults, by userfaultfd, and
+ *          by the exits of KVM userfault with the different ways to clear pages
+ *  clear   KVM_SET_USERFAULT_RANGE by the size of the range, clearing and arming
+ *  poison  one 4K page is taken out of memory that is mapped by huge pages: by
+ *          arming it, by a hole between memslots, by mprotect()
+ *
+ * Run it where the clock counts instructions, as it does under QEMU's -icount with
+ * one CPU; `make bench` does.  Figures are then exact to what the kernel and this
+ * program execute, the guest included, and repeat from run to run.  The program
+ * tells by a loop of known length whether it is so; elsewhere its figures are
+ * ticks of a clock, and say so.
+ *
+ * What this cannot show: cache misses, TLB misses, what an exit costs on real
+ * hardware, and contention, since there is a single CPU: of locks, of reference
+ * counts and of the bitmap's cache lines.  Nor is there a source of pages with a
+ * latency of its own.  With several vCPUs, the time of a single fetch includes
+ * the time slices of other threads that it happens to wait for; the mean has all of
+ * them in any case.
+ *
+ * Each iteration of a string instruction counts as an instruction.  This program
+ * copies pages by 8 bytes an iteration on x86 and counts these iterations apart;
+ * those of the kernel, when it clears or copies a page, are not told apart.
+ *
+ * Where KVM waits, as it does for a grace period when memslots change, nothing runs,
+ * and the clock jumps.  Hence what poisons is timed by the CPU time of the thread,
+ * and the time that passed is told beside it; no such wait is in the other figures.
+ *
+ * userfaultfd is served as cheaply as it can be: a thread blocks in read(), gets a
+ * single message, and answers it by a single ioctl.
+ *
+ * The output is one line per result, with the fields as NAME=VALUE.
+ */
+#include <fcntl.h>
+#include <getopt.h>
+#include <linux/sizes.h>
+#include <linux/userfaultfd.h>
+#include <pthread.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+
+#include "kvm_userfault_util.h"
+#include "kvm_util.h"
+#include "processor.h"
+#include "test_util.h"
+#include "ucall_common.h"
+
+#define BENCH_SLOT	1
+#define BENCH_GPA	SZ_4G
+#define MAX_VCPUS	64
+#define MAX_AROUND	16
+#define MAGIC		0x600dda7a600dda7aull
+
+#define psz		((u64)getpagesize())
+
+#if defined(__x86_64__)
+#define ARCH		"x86_64"
+#elif defined(__aarch64__)
+#define ARCH		"arm64"
+#endif
+
+/*
+ * The clock
+ */
+static u64 insns_per_tick = 1;
+static bool clock_is_exact;
+static u64 clock_cost, cpu_clock_cost;
+
+/* In the guest, too: only differences count. */
+static u64 ticks(void)
+{
+#if defined(__x86_64__)
+	return rdtsc();
+#elif defined(__aarch64__)
+	u64 val;
+
+	asm volatile("isb; mrs %0, cntvct_el0" : "=r"(val) :: "memory");
+	return val;
+#endif
+}
+
+/* What this thread has had of the CPU, without what others do for it meanwhile. */
+static u64 cpu_ticks(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+	return timespec_to_ns(now) / insns_per_tick;
+}
+
+/* Two instructions each time around. */
+static u64 time_loop(u64 n)
+{
+	u64 start = ticks();
+
+#if defined(__x86_64__)
+	asm volatile("1: dec %0; jnz 1b" : "+r"(n));
+#elif defined(__aarch64__)
+	asm volatile("1: subs %0, %0, #1; b.ne 1b" : "+r"(n) :: "cc");
+#endif
+	return ticks() - start;
+}
+
+static u64 to_insns(u64 ticks)
+{
+	return ticks * insns_per_tick;
+}
+
+static int cmp_u64(const void *a, const void *b)
+{
+	u64 x = *(const u64 *)a, y = *(const u64 *)b;
+
+	return x < y ? -1 : x > y;
+}
+
+static u64 percentile(u64 *v, u64 nr, int percent)
+{
+	qsort(v, nr, sizeof(*v), cmp_u64);
+	return v[min(nr - 1, nr * percent / 100)];
+}
+
+static void calibrate(void)
+{
+	u64 t[5], i, shortest, longest;
+
+	/* The shortest of some: a timer may tick meanwhile. */
+	for (i = 0; i < ARRAY_SIZE(t); i++)
+		t[i] = time_loop(50000);
+	shortest = percentile(t, ARRAY_SIZE(t), 0);
+	for (i = 0; i < ARRAY_SIZE(t); i++)
+		t[i] = time_loop(500000);
+	longest = percentile(t, ARRAY_SIZE(t), 0);
+
+	insns_per_tick = max_t(u64, 1, (900000 + (longest - shortest) / 2) / (longest - shortest));
+	clock_is_exact = labs((long)to_insns(longest - shortest) - 900000) < 900;
+
+	for (i = 0; i < ARRAY_SIZE(t); i++) {
+		u64 start = ticks();
+
+		t[i] = ticks() - start;
+	}
+	clock_cost = percentile(t, ARRAY_SIZE(t), 50);
+
+	for (i = 0; i < ARRAY_SIZE(t); i++) {
+		u64 start = cpu_ticks();
+
+		t[i] = cpu_ticks() - start;
+	}
+	cpu_clock_cost = percentile(t, ARRAY_SIZE(t), 50);
+}
+
+/*
+ * Fetching
+ */
+enum how {
+	PLAIN,
+	UFFD_MISSING,
+	UFFD_MINOR,
+	IOCTL,
+	RESOLVE,
+};
+
+struct fetch_mode {
+	const char *name;
+	enum how how;
+	/* How many pages are fetched at once. */
+	u64 around;
+	/* One userfaultfd for all vCPUs instead of one each? */
+	bool shared;
+	/* Map the page by KVM_PRE_FAULT_MEMORY before the vCPU runs again? */
+	bool prefault;
+	/* Plain faults, in a memslot that has KVM_MEM_USERFAULT and no armed page. */
+	bool flag;
+};
+
+static const struct fetch_mode fetch_modes[] = {
+	{ "plain",		PLAIN,		1 },
+	{ "plain-flag",		PLAIN,		1,	.flag = true },
+	{ "uffd-missing",	UFFD_MISSING,	1 },
+	{ "uffd-missing-shared", UFFD_MISSING,	1,	.shared = true },
+	{ "uffd-minor",		UFFD_MINOR,	1 },
+	{ "uffd-16",		UFFD_MISSING,	16 },
+	{ "ioctl",		IOCTL,		1 },
+	{ "ioctl-prefault",	IOCTL,		1,	.prefault = true },
+	{ "ioctl-16",		IOCTL,		16 },
+	{ "resolve",		RESOLVE,	1 },
+	{ "resolve-16",		RESOLVE,	16 },
+};
+
+struct thread {
+	pthread_t thread;
+	struct fetch *fetch;
+	struct kvm_vcpu *vcpu;
+	int uffd;
+
+	u64 *latency;
+	u64 nr_runs;
+	u64 nr_syscalls;
+	u64 nr_strings;
+};
+
+struct fetch {
+	const struct fetch_mode *mode;
+	enum vm_mem_backing_src_type backing;
+	bool use_uffd;
+	int nr_vcpus;
+	u64 nr_pages;
+
+	struct kvm_vm *vm;
+	/* The pages in this process, and a second mapping of them for uffd-minor. */
+	void *mem, *alias;
+	struct thread vcpus[MAX_VCPUS];
+	struct thread servers[MAX_VCPUS];
+	int nr_servers;
+	pthread_barrier_t ready;
+};
+
+static u64 *source;
+
+/* Write to @nr pages; what is fetched must be there, and in time. */
+static void guest_fetch(u64 gva, u64 nr, u64 page_size, u64 *latency, u64 expected)
+{
+	u64 i, start;
+
+	for (i = 0; i < nr; i++)
+		WRITE_ONCE(latency[i], 0);
+
+	GUEST_SYNC(0);
+
+	for (i = 0; i < nr; i++) {
+		u64 *p = (u64 *)(gva + i * page_size);
+
+		start = ticks();
+		WRITE_ONCE(p[0], i);
+		WRITE_ONCE(latency[i], ticks() - start);
+		if (READ_ONCE(p[1]) != expected)
+			GUEST_FAIL("Page %lu has 0x%lx", i, p[1]);
+	}
+
+	GUEST_DONE();
+}
+
+/* Returns how many iterations a string instruction took. */
+static u64 copy_pages(void *to, u64 nr)
+{
+	u64 words = nr * psz / sizeof(u64);
+	void *from = source;
+
+#if defined(__x86_64__)
+	u64 n = words;
+
+	asm volatile("rep movsq" : "+D"(to), "+S"(from), "+c"(n) :: "memory");
+	return words;
+#elif defined(__aarch64__)
+	u64 a, b;
+
+	asm volatile("1: ldp %0, %1, [%2], #16\n\t"
+		     "stp %0, %1, [%3], #16\n\t"
+		     "subs %4, %4, #2\n\t"
+		     "b.ne 1b"
+		     : "=&r"(a), "=&r"(b), "+r"(from), "+r"(to), "+r"(words)
+		     :: "memory", "cc");
+	return 0;
+#endif
+}
+
+static void uffd_copy(struct thread *t, void *hva, u64 nr)
+{
+	struct uffdio_copy copy = {
+		.src = (unsigned long)source,
+		.dst = (unsigned long)hva,
+		.len = nr * psz,
+	};
+
+	TEST_ASSERT(!ioctl(t->uffd, UFFDIO_COPY, &copy),
+		    "UFFDIO_COPY at %p: errno %d", hva, errno);
+	t->nr_syscalls++;
+}
+
+static void uffd_continue(struct thread *t, void *hva, u64 nr)
+{
+	struct uffdio_continue cont = {
+		.range.start = (unsigned long)hva,
+		.range.len = nr * psz,
+	};
+
+	t->nr_strings += copy_pages(t->fetch->alias + (hva - t->fetch->mem), nr);
+	TEST_ASSERT(!ioctl(t->uffd, UFFDIO_CONTINUE, &cont),
+		    "UFFDIO_CONTINUE at %p: errno %d", hva, errno);
+	t->nr_syscalls++;
+}
+
+/* Serve until cancelled, which read() allows. */
+static void *serve_uffd(void *arg)
+{
+	struct thread *t = arg;
+	u64 size = t->fetch->mode->around * psz;
+	void *hva, *mem = t->fetch->mem;
+	struct uffd_msg msg;
+
+	for (;;) {
+		TEST_ASSERT(read(t->uffd, &msg, sizeof(msg)) == sizeof(msg),
+			    "Reading from userfaultfd: errno %d", errno);
+		TEST_ASSERT_EQ(msg.event, UFFD_EVENT_PAGEFAULT);
+		t->nr_syscalls++;
+
+		hva = mem + align_down((void *)msg.arg.pagefault.address - mem, size);
+		if (t->fetch->mode->how == UFFD_MINOR)
+			uffd_continue(t, hva, t->fetch->mode->around);
+		else
+			uffd_copy(t, hva, t->fetch->mode->around);
+	}
+
+	return NULL;
+}
+
+static void serve_exit(struct thread *t)
+{
+	const struct fetch_mode *mode = t->fetch->mode;
+	u64 size = mode->around * psz;
+	gpa_t gpa = align_down(t->vcpu->run->memory_fault.gpa, size);
+	void *hva = t->fetch->mem + (gpa - BENCH_GPA);
+
+	if (t->fetch->use_uffd)
+		uffd_copy(t, hva, mode->around);
+	else
+		t->nr_strings += copy_pages(hva, mode->around);
+
+	if (mode->how == RESOLVE) {
+		vcpu_userfault_resolve(t->vcpu, gpa, size);
+		return;
+	}
+
+	TEST_ASSERT(!__vm_userfault_set(t->fetch->vm, gpa, size, 0, NULL),
+		    "Clearing 0x%lx: errno %d", gpa, errno);
+	t->nr_syscalls++;
+
+	if (mode->prefault) {
+		struct kvm_pre_fault_memory range = { .gpa = gpa, .size = size };
+
+		vcpu_ioctl(t->vcpu, KVM_PRE_FAULT_MEMORY, &range);
+		t->nr_syscalls++;
+	}
+}
+
+static void run_to(struct thread *t, u64 cmd)
+{
+	struct ucall uc;
+	int ret;
+
+	for (;;) {
+		ret = _vcpu_run(t->vcpu);
+		t->nr_runs++;
+		if (!is_userfault_exit(t->vcpu, ret))
+			break;
+		serve_exit(t);
+	}
+
+	TEST_ASSERT(!ret, "KVM_RUN: errno %d", errno);
+	if (get_ucall(t->vcpu, &uc) == UCALL_ABORT)
+		REPORT_GUEST_ASSERT(uc);
+	TEST_ASSERT_EQ(uc.cmd, cmd);
+}
+
+static void *run_vcpu(void *arg)
+{
+	struct thread *t = arg;
+
+	run_to(t, UCALL_SYNC);
+	t->nr_runs = 0;
+
+	pthread_barrier_wait(&t->fetch->ready);
+	pthread_barrier_wait(&t->fetch->ready);
+	run_to(t, UCALL_DONE);
+	return NULL;
+}
+
+static int new_uffd(void *hva, u64 size, u64 reg_mode)
+{
+	struct uffdio_api api = {
+		.api = UFFD_API,
+		.features = reg_mode == UFFDIO_REGISTER_MODE_MINOR ?
+			    UFFD_FEATURE_MINOR_SHMEM : 0,
+	};
+	struct uffdio_register reg = {
+		.range = { .start = (unsigned long)hva, .len = size },
+		.mode = reg_mode,
+	};
+	int uffd;
+
+	uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
+	TEST_ASSERT(uffd >= 0, "userfaultfd: errno %d", errno);
+	TEST_ASSERT(!ioctl(uffd, UFFDIO_API, &api), "UFFDIO_API: errno %d", errno);
+	TEST_ASSERT(!ioctl(uffd, UFFDIO_REGISTER, &reg),
+		    "UFFDIO_REGISTER: errno %d", errno);
+	return uffd;
+}
+
+static void fetch_setup_uffd(struct fetch *f)
+{
+	u64 mode = f->mode->how == UFFD_MINOR ? UFFDIO_REGISTER_MODE_MINOR :
+						UFFDIO_REGISTER_MODE_MISSING;
+	int nr = f->mode->shared ? 1 : f->nr_vcpus;
+	u64 size = f->nr_pages * f->nr_vcpus * psz / nr;
+	int i;
+
+	for (i = 0; i < nr; i++)
+		f->vcpus[i].uffd = new_uffd(f->mem + i * size, size, mode);
+
+	if (f->mode->how != UFFD_MISSING && f->mode->how != UFFD_MINOR)
+		return;
+
+	f->nr_servers = nr;
+	for (i = 0; i < nr; i++) {
+		f->servers[i].fetch = f;
+		f->servers[i].uffd = f->vcpus[i].uffd;
+		pthread_create(&f->servers[i].thread, NULL, serve_uffd, &f->servers[i]);
+	}
+}
+
+static void fetch_setup(struct fetch *f)
+{
+	bool userfault = f->mode->how == IOCTL || f->mode->how == RESOLVE;
+	u64 expected = f->mode->how == PLAIN ? 0 : MAGIC;
+	u64 all = f->nr_pages * f->nr_vcpus;
+	struct kvm_vcpu *vcpus[MAX_VCPUS];
+	u64 lat_size = f->nr_pages * sizeof(u64);
+	gva_t latency;
+	int i;
+
+	f->vm = __vm_create_with_vcpus(VM_SHAPE_DEFAULT, f->nr_vcpus,
+				       all + f->nr_vcpus * (lat_size / psz + 1),
+				       guest_fetch, vcpus);
+	vm_userspace_mem_region_add(f->vm, f->backing, BENCH_GPA, BENCH_SLOT, all,
+				    userfault ? KVM_MEM_USERFAULT | KVM_MEM_USERFAULT_ARMED :
+				    f->mode->flag ? KVM_MEM_USERFAULT : 0);
+	virt_map(f->vm, BENCH_GPA, BENCH_GPA, all);
+	f->mem = addr_gpa2hva(f->vm, BENCH_GPA);
+
+	/* A minor fault is one on a page that is there, but not mapped. */
+	if (f->mode->how == UFFD_MINOR) {
+		f->alias = addr_gpa2alias(f->vm, BENCH_GPA);
+		memset(f->alias, 0, all * psz);
+	}
+
+	pthread_barrier_init(&f->ready, NULL, f->nr_vcpus + 1);
+	if (f->use_uffd)
+		fetch_setup_uffd(f);
+
+	for (i = 0; i < f->nr_vcpus; i++) {
+		struct thread *t = &f->vcpus[i];
+
+		latency = vm_alloc(f->vm, lat_size, KVM_UTIL_MIN_VADDR);
+		t->latency = addr_gva2hva(f->vm, latency);
+		t->fetch = f;
+		t->vcpu = vcpus[i];
+		vcpu_args_set(vcpus[i], 5, BENCH_GPA + i * f->nr_pages * psz,
+			      f->nr_pages, psz, latency, expected);
+	}
+	for (i = 0; i < f->nr_vcpus; i++)
+		pthread_create(&f->vcpus[i].thread, NULL, run_vcpu, &f->vcpus[i]);
+}
+
+static void fetch_teardown(struct fetch *f)
+{
+	int i;
+
+	for (i = 0; i < f->nr_servers; i++) {
+		pthread_cancel(f->servers[i].thread);
+		pthread_join(f->servers[i].thread, NULL);
+	}
+	for (i = 0; f->use_uffd && i < (f->mode->shared ? 1 : f->nr_vcpus); i++)
+		close(f->vcpus[i].uffd);
+	pthread_barrier_destroy(&f->ready);
+	kvm_vm_free(f->vm);
+}
+
+struct counts {
+	u64 ticks;
+	u64 switches;
+	u64 userfault_exits;
+	u64 exits;
+	u64 faults;
+};
+
+/* Differences of two of these are what a fetch took, but for what is all zero. */
+static struct counts count(struct fetch *f)
+{
+	struct counts c = {};
+	struct rusage usage;
+	int i;
+
+	for (i = 0; i < f->nr_vcpus; i++) {
+		c.userfault_exits += vcpu_get_stat(f->vcpus[i].vcpu, userfault_exits);
+		c.exits += vcpu_get_stat(f->vcpus[i].vcpu, exits);
+#ifdef __x86_64__
+		c.faults += vcpu_get_stat(f->vcpus[i].vcpu, pf_taken);
+#endif
+	}
+	getrusage(RUSAGE_SELF, &usage);
+	c.switches = usage.ru_nvcsw + usage.ru_nivcsw;
+	return c;
+}
+
+/* A result, after what says of what it is one. */
+static void field(const char *name, double value)
+{
+	printf(" %s=%.4f", name, value);
+}
+
+static void fetch_report_identity(struct fetch *f)
+{
+	printf(" backing=%s vcpus=%d pages=%lu",
+	       f->backing == VM_MEM_SRC_SHMEM ? "shmem" : "anon", f->nr_vcpus, f->nr_pages);
+}
+
+static void fetch_report(struct fetch *f, struct counts *a, struct counts *b)
+{
+	u64 all = f->nr_pages * f->nr_vcpus, runs = 0, syscalls = 0, strings = 0;
+	u64 *latency, median;
+	double pages = all;
+	int i;
+
+	latency = malloc(all * sizeof(*latency));
+	TEST_ASSERT(latency, "Out of memory");
+	for (i = 0; i < f->nr_vcpus; i++) {
+		memcpy(latency + i * f->nr_pages, f->vcpus[i].latency,
+		       f->nr_pages * sizeof(*latency));
+		runs += f->vcpus[i].nr_runs;
+		syscalls += f->vcpus[i].nr_syscalls;
+		strings += f->vcpus[i].nr_strings;
+	}
+	for (i = 0; i < f->nr_servers; i++) {
+		syscalls += f->servers[i].nr_syscalls;
+		strings += f->servers[i].nr_strings;
+	}
+
+	if (f->mode->how == PLAIN) {
+		printf("off arch=" ARCH " config=%s", f->mode->flag ? "flag" : "no-flag");
+		fetch_report_identity(f);
+		field("insns_per_page", to_insns(b->ticks - a->ticks) / pages);
+		printf("\n");
+	}
+	if (f->mode->flag)
+		goto out;
+
+	median = percentile(latency, all, 50);
+	printf("fetch arch=" ARCH " mode=%s uffd=%s", f->mode->name,
+	       f->use_uffd ? "true" : "false");
+	fetch_report_identity(f);
+	field("insns_per_page", to_insns(b->ticks - a->ticks) / pages);
+	field("median", to_insns(median - clock_cost));
+	field("p99", to_insns(percentile(latency, all, 99) - clock_cost));
+	field("exits_per_page", (runs - f->nr_vcpus) / pages);
+	field("syscalls_per_page", (runs - f->nr_vcpus + syscalls) / pages);
+	field("string_insns_per_page", strings / pages);
+	field("switches_per_page", (b->switches - a->switches) / pages);
+	field("userfault_exits_per_page", (b->userfault_exits - a->userfault_exits) / pages);
+	field("kvm_exits_per_page", (b->exits - a->exits) / pages);
+	field("faults_per_page", (b->faults - a->faults) / pages);
+	printf("\n");
+out:
+	free(latency);
+}
+
+static void bench_fetch(const struct fetch_mode *mode, bool use_uffd,
+			enum vm_mem_backing_src_type backing, int nr_vcpus, u64 nr_pages)
+{
+	struct fetch f = {
+		.mode = mode,
+		.backing = backing,
+		.use_uffd = use_uffd,
+		.nr_vcpus = nr_vcpus,
+		.nr_pages = nr_pages,
+	};
+	struct counts before, after;
+	u64 start, end;
+	int i;
+
+	fetch_setup(&f);
+
+	pthread_barrier_wait(&f.ready);
+	before = count(&f);
+	start = ticks();
+	pthread_barrier_wait(&f.ready);
+	for (i = 0; i < nr_vcpus; i++)
+		pthread_join(f.vcpus[i].thread, NULL);
+	end = ticks();
+	after = count(&f);
+
+	before.ticks = start;
+	after.ticks = end;
+	fetch_report(&f, &before, &after);
+	fetch_teardown(&f);
+}
+
+static void bench_fetches(const char *only, bool reverse,
+			  enum vm_mem_backing_src_type backing, int nr_vcpus, u64 nr_pages)
+{
+	int i, nr = ARRAY_SIZE(fetch_modes);
+
+	for (i = 0; i < nr; i++) {
+		const struct fetch_mode *mode = &fetch_modes[reverse ? nr - 1 - i : i];
+		bool is_uffd = mode->how == UFFD_MISSING || mode->how == UFFD_MINOR;
+
+		if (only && strcmp(only, mode->name))
+			continue;
+		if (mode->how == UFFD_MINOR && backing != VM_MEM_SRC_SHMEM)
+			continue;
+
+		if (!is_uffd)
+			bench_fetch(mode, false, backing, nr_vcpus, nr_pages);
+		if (mode->how != PLAIN)
+			bench_fetch(mode, true, backing, nr_vcpus, nr_pages);
+	}
+}
+
+/*
+ * Clearing and arming
+ */
+#define NR_SAMPLES	9
+
+/* From before the system call to after it, without what reading the clock costs. */
+static u64 time_set(struct kvm_vm *vm, u64 nr_pages, u64 flags)
+{
+	struct kvm_userfault_range range = {
+		.gpa = BENCH_GPA,
+		.size = nr_pages * psz,
+		.flags = flags,
+	};
+	u64 start, end;
+	int ret;
+
+	start = ticks();
+	ret = syscall(__NR_ioctl, vm->fd, KVM_SET_USERFAULT_RANGE, &range);
+	end = ticks();
+
+	TEST_ASSERT(!ret && range.changed == nr_pages,
+		    "KVM_SET_USERFAULT_RANGE: errno %d, %llu of %lu",
+		    ret ? errno : 0, range.changed, nr_pages);
+	return to_insns(end - start - clock_cost);
+}
+
+/* An ioctl that the VM does not know. */
+static u64 time_null(struct kvm_vm *vm)
+{
+	u64 t[NR_SAMPLES], start;
+	int i;
+
+	for (i = 0; i < NR_SAMPLES; i++) {
+		start = ticks();
+		syscall(__NR_ioctl, vm->fd, _IO(KVMIO, 0xff), 0);
+		t[i] = ticks() - start - clock_cost;
+	}
+	return to_insns(percentile(t, NR_SAMPLES, 50));
+}
+
+/* Map it all for the guest. */
+static void map_pages(struct kvm_vcpu *vcpu, u64 nr_pages)
+{
+	struct kvm_pre_fault_memory range = {
+		.gpa = BENCH_GPA,
+		.size = nr_pages * psz,
+	};
+
+	while (range.size)
+		vcpu_ioctl(vcpu, KVM_PRE_FAULT_MEMORY, &range);
+}
+
+/* @mapped: NULL, or how the memory is mapped when it is armed. */
+static void bench_ranges(const char *mapped, enum vm_mem_backing_src_type backing,
+			 u64 max_pages)
+{
+	static const u64 sizes[] = { 1, 16, 64, 512, 4096, 32768, 262144 };
+	u64 arm[NR_SAMPLES], clear[NR_SAMPLES], null;
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	int i, j;
+
+	vm = vm_create_with_one_vcpu(&vcpu, guest_fetch);
+	vm_userspace_mem_region_add(vm, backing, BENCH_GPA, BENCH_SLOT, max_pages,
+				    KVM_MEM_USERFAULT);
+	null = time_null(vm);
+
+	for (i = 0; i < ARRAY_SIZE(sizes) && sizes[i] <= max_pages; i++) {
+		for (j = 0; j < NR_SAMPLES; j++) {
+			if (mapped)
+				map_pages(vcpu, sizes[i]);
+			arm[j] = time_set(vm, sizes[i], KVM_USERFAULT_ARM);
+			clear[j] = time_set(vm, sizes[i], 0);
+		}
+		printf("arm arch=" ARCH " pages=%lu mapped=%s", sizes[i], mapped ?: "none");
+		field("insns", percentile(arm, NR_SAMPLES, 50));
+		field("null_ioctl_insns", null);
+		if (!mapped) {
+			printf("\nclear arch=" ARCH " pages=%lu", sizes[i]);
+			field("insns", percentile(clear, NR_SAMPLES, 50));
+			field("null_ioctl_insns", null);
+		}
+		printf("\n");
+	}
+
+	kvm_vm_free(vm);
+}
+
+static void bench_clear(void)
+{
+	bench_ranges(NULL, VM_MEM_SRC_ANONYMOUS, SZ_1G / psz);
+	bench_ranges("4k", VM_MEM_SRC_ANONYMOUS, SZ_16M / psz);
+}
+
+#ifdef __x86_64__
+/*
+ * Poison
+ */
+enum poison_method {
+	POISON_ARM,
+	POISON_HOLE,
+	POISON_MPROTECT,
+};
+
+static const char * const poison_names[] = { "arm", "hole", "mprotect" };
+
+static u64 touch_first, touch_nr, touch_skip;
+
+static void guest_touch(u64 gva, u64 page_size)
+{
+	u64 i, first, end, skip;
+
+	for (;;) {
+		first = READ_ONCE(touch_first);
+		end = first + READ_ONCE(touch_nr);
+		skip = READ_ONCE(touch_skip);
+
+		for (i = first; i < end; i++) {
+			if (i != skip)
+				WRITE_ONCE(*(u64 *)(gva + i * page_size), i);
+		}
+		GUEST_SYNC(0);
+	}
+}
+
+struct touch {
+	u64 insns;
+	u64 faults;
+};
+
+static struct touch touch(struct kvm_vcpu *vcpu, u64 nr, u64 skip)
+{
+	struct touch t;
+	struct ucall uc;
+
+	touch_first = 0;
+	touch_nr = nr;
+	touch_skip = skip;
+	sync_global_to_guest(vcpu->vm, touch_first);
+	sync_global_to_guest(vcpu->vm, touch_nr);
+	sync_global_to_guest(vcpu->vm, touch_skip);
+
+	t.faults = vcpu_get_stat(vcpu, pf_taken);
+	t.insns = ticks();
+	vcpu_run(vcpu);
+	t.insns = to_insns(ticks() - t.insns);
+	t.faults = vcpu_get_stat(vcpu, pf_taken) - t.faults;
+	TEST_ASSERT_EQ(get_ucall(vcpu, &uc), UCALL_SYNC);
+	return t;
+}
+
+/* Delete the memslot, and put one below and one above the page. */
+static void punch_memslot(struct kvm_vm *vm, void *hva, u64 nr, u64 page)
+{
+	vm_set_user_memory_region(vm, BENCH_SLOT, 0, BENCH_GPA, 0, 0);
+	vm_set_user_memory_region(vm, BENCH_SLOT, 0, BENCH_GPA, page * psz, hva);
+	vm_set_user_memory_region(vm, BENCH_SLOT + 1, 0, BENCH_GPA + (page + 1) * psz,
+				  (nr - page - 1) * psz, hva + (page + 1) * psz);
+}
+
+static const char *exit_name(struct kvm_vcpu *vcpu, int ret)
+{
+	struct kvm_run *run = vcpu->run;
+
+	if (is_userfault_exit(vcpu, ret))
+		return "userfault";
+	if (!ret && run->exit_reason == KVM_EXIT_MMIO)
+		return "mmio";
+	if (ret && errno == EFAULT && run->exit_reason == KVM_EXIT_MEMORY_FAULT)
+		return "memory_fault";
+	if (ret && errno == EFAULT)
+		return "efault";
+	return "other";
+}
+
+static void bench_poison(enum poison_method method, enum vm_mem_backing_src_type backing,
+			 u64 nr)
+{
+	u64 page = nr / 2 + 77, op, elapsed, before, after, restored, restore;
+	const char *seen;
+	struct touch control, again;
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	void *hva;
+
+	vm = vm_create_with_one_vcpu(&vcpu, guest_touch);
+	vm_userspace_mem_region_add(vm, backing, BENCH_GPA, BENCH_SLOT, nr,
+				    method == POISON_ARM ? KVM_MEM_USERFAULT : 0);
+	virt_map_level(vm, BENCH_GPA, BENCH_GPA, nr * psz, PG_LEVEL_2M);
+	vcpu_args_set(vcpu, 2, (u64)BENCH_GPA, psz);
+	hva = addr_gpa2hva(vm, BENCH_GPA);
+
+	touch(vcpu, nr, -1);
+	control = touch(vcpu, nr, page);
+	before = vm_get_stat(vm, pages_2m);
+
+	/* Let what is pending be done, e.g. with what has been printed. */
+	usleep(100000);
+
+	elapsed = ticks();
+	op = cpu_ticks();
+	switch (method) {
+	case POISON_ARM:
+		TEST_ASSERT_EQ(__vm_userfault_set(vm, BENCH_GPA + page * psz, psz,
+						  KVM_USERFAULT_ARM, NULL), 0);
+		break;
+	case POISON_HOLE:
+		punch_memslot(vm, hva, nr, page);
+		break;
+	case POISON_MPROTECT:
+		TEST_ASSERT(!mprotect(hva + page * psz, psz, PROT_NONE), "errno %d", errno);
+		break;
+	}
+	op = to_insns(cpu_ticks() - op - cpu_clock_cost);
+	elapsed = to_insns(ticks() - elapsed - cpu_clock_cost);
+
+	again = touch(vcpu, nr, page);
+	after = vm_get_stat(vm, pages_2m);
+
+	/* The page itself.  Its instruction is not done, and need not be. */
+	touch_first = page;
+	touch_nr = 1;
+	touch_skip = -1;
+	sync_global_to_guest(vm, touch_first);
+	sync_global_to_guest(vm, touch_nr);
+	sync_global_to_guest(vm, touch_skip);
+	seen = exit_name(vcpu, _vcpu_run(vcpu));
+
+	if (method == POISON_ARM) {
+		restore = ticks();
+		TEST_ASSERT_EQ(__vm_userfault_set(vm, BENCH_GPA + page * psz, psz,
+						  KVM_USERFAULT_COLLAPSE, NULL), 0);
+		restore = to_insns(ticks() - restore - clock_cost);
+		restored = vm_get_stat(vm, pages_2m);
+	}
+
+	printf("poison arch=" ARCH " backing=%s method=%s pages=%lu exit=%s",
+	       backing == VM_MEM_SRC_ANONYMOUS_THP ? "thp" : "hugetlb",
+	       poison_names[method], nr, seen);
+	field("op_insns", op);
+	field("op_elapsed_insns", elapsed);
+	field("other_page_faults", again.faults);
+	field("retouch_insns", again.insns);
+	field("control_insns", control.insns);
+	field("control_faults", control.faults);
+	field("maps_2m_before", before);
+	field("maps_2m_after", after);
+	if (method == POISON_ARM) {
+		field("restore_insns", restore);
+		field("maps_2m_restored", restored);
+	}
+	printf("\n");
+	kvm_vm_free(vm);
+}
+
+static void bench_poisons(u64 nr)
+{
+	bench_poison(POISON_ARM, VM_MEM_SRC_ANONYMOUS_HUGETLB_2MB, nr);
+	bench_poison(POISON_HOLE, VM_MEM_SRC_ANONYMOUS_HUGETLB_2MB, nr);
+	bench_poison(POISON_ARM, VM_MEM_SRC_ANONYMOUS_THP, nr);
+	bench_poison(POISON_HOLE, VM_MEM_SRC_ANONYMOUS_THP, nr);
+	bench_poison(POISON_MPROTECT, VM_MEM_SRC_ANONYMOUS_THP, nr);
+}
+#endif /* __x86_64__ */
+
+static void help(const char *name)
+{
+	u64 i;
+
+	printf("usage: %s fetch [-s anon|shmem] [-v vcpus] [-n pages] [-m mode] [-r]\n"
+	       "       %s clear\n"
+#ifdef __x86_64__
+	       "       %s poison [-n pages]\n"
+#endif
+	       " -s: what the memory is (default: anon)\n"
+	       " -v: number of vCPUs (default: 1)\n"
+	       " -n: pages per vCPU (default: 4096), or of the memory that is poisoned\n"
+	       "     (default: 1 GiB; HugeTLB pages must be there for it)\n"
+	       " -r: in reverse order\n"
+	       " -m: only this way to fetch:", name, name
+#ifdef __x86_64__
+	       , name
+#endif
+	       );
+	for (i = 0; i < ARRAY_SIZE(fetch_modes); i++)
+		printf(" %s", fetch_modes[i].name);
+	printf("\n");
+}
+
+int main(int argc, char *argv[])
+{
+	enum vm_mem_backing_src_type backing = VM_MEM_SRC_ANONYMOUS;
+	const char *what = argc > 1 ? argv[1] : "", *only = NULL;
+	u64 nr_pages = 0, i;
+	bool reverse = false;
+	int nr_vcpus = 1;
+	int opt;
+
+	optind = 2;
+	while (argc > 1 && (opt = getopt(argc, argv, "s:v:n:m:rh")) != -1) {
+		switch (opt) {
+		case 's':
+			if (!strcmp(optarg, "shmem"))
+				backing = VM_MEM_SRC_SHMEM;
+			else
+				TEST_ASSERT(!strcmp(optarg, "anon"), "Unknown memory %s", optarg);
+			break;
+		case 'v':
+			nr_vcpus = atoi_positive("Number of vCPUs", optarg);
+			TEST_ASSERT(nr_vcpus <= MAX_VCPUS, "At most %d vCPUs", MAX_VCPUS);
+			break;
+		case 'n':
+			nr_pages = atoi_positive("Number of pages", optarg);
+			TEST_ASSERT(!(nr_pages % MAX_AROUND), "No multiple of %d", MAX_AROUND);
+			break;
+		case 'm':
+			only = optarg;
+			break;
+		case 'r':
+			reverse = true;
+			break;
+		default:
+			help(argv[0]);
+			return opt == 'h' ? 0 : 1;
+		}
+	}
+
+	TEST_REQUIRE_USERFAULT();
+
+	source = aligned_alloc(psz, MAX_AROUND * psz);
+	TEST_ASSERT(source, "Out of memory");
+	for (i = 0; i < MAX_AROUND * psz / sizeof(*source); i++)
+		source[i] = MAGIC;
+
+	calibrate();
+	printf("clock exact=%s insns_per_tick=%lu\n", clock_is_exact ? "true" : "false",
+	       insns_per_tick);
+
+	if (!strcmp(what, "fetch"))
+		bench_fetches(only, reverse, backing, nr_vcpus, nr_pages ?: 4096);
+	else if (!strcmp(what, "clear"))
+		bench_clear();
+#ifdef __x86_64__
+	else if (!strcmp(what, "poison"))
+		bench_poisons(nr_pages ?: SZ_1G / psz);
+#endif
+	else
+		help(argv[0]);
+
+	return 0;
+}
