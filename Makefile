@@ -3,7 +3,7 @@
 
 MAKEFLAGS += --no-print-directory
 TOOLS := tools/kvm_userfault
-export ARCH DEBUG KERNEL_TARBALL BUILD ACCEL APPEND MEM SMP QEMU_ARGS TIMEOUT
+export ARCH DEBUG KERNEL_TARBALL BUILD ACCEL APPEND MEM SMP QEMU_ARGS TIMEOUT PAGES
 
 # What make vm boots; it is made only where there is none, so that the program's output stands alone.
 BUILT := $(or $(BUILD),build)/$(or $(ARCH),x86_64)$(if $(DEBUG),-debug)/kernel/arch/*/boot/*Image
@@ -17,6 +17,10 @@ run: selftests	## boot a VM and demand-page a guest in it through the ioctl; set
 
 check: deps	## everything that must pass, in the end "N passed, N failed, N skipped"
 	@$(TOOLS)/check.sh
+
+bench: export NEED := bench
+bench: selftests	## count what a fetch costs, and its alternatives: build/bench.json, bench.svg. PAGES=
+	@$(TOOLS)/bench.sh
 
 vm: $(if $(wildcard $(BUILT)),,kernel)	## EXEC=program [ARGS="..."]: run it under our kernel; alone: a shell. APPEND= MEM= SMP= QEMU_ARGS= TIMEOUT=
 	@$(TOOLS)/vm.sh $(EXEC) $(ARGS)
@@ -42,4 +46,4 @@ clean:		## remove what has been built, keep the tree
 distclean:	## remove the build directory, with the tree
 	@$(TOOLS)/clean.sh tree
 
-.PHONY: help run check vm tree refresh kernel selftests deps clean distclean
+.PHONY: help run check bench vm tree refresh kernel selftests deps clean distclean

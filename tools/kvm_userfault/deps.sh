@@ -32,6 +32,8 @@ qemu-system-x86_64 qemu-system-x86"
 qemu-system-aarch64 qemu-system-arm
 ${cross}gcc gcc${cross:+-aarch64-linux-gnu}
 /usr/aarch64-linux-gnu/include/stdio.h libc6-dev-arm64-cross"
+[ "${NEED:-}" != bench ] || needs="$needs
+gnuplot gnuplot-nox"
 
 missing=$(echo "$needs" | while read -r thing package; do
 	case $thing in
