@@ -291,19 +291,6 @@ static void map_in_guest(struct kvm_vm *vm, gpa_t gpa, u64 npages, enum backing 
 		virt_map(vm, gpa, gpa, npages);
 }
 
-static void run_to_sync(struct kvm_vcpu *vcpu, u64 want)
-{
-	struct ucall uc;
-	int ret;
-
-	ret = _vcpu_run(vcpu);
-	TEST_ASSERT(!ret, "KVM_RUN: errno %d exit reason %u flags 0x%llx gpa 0x%llx",
-		    errno, vcpu->run->exit_reason, vcpu->run->memory_fault.flags,
-		    vcpu->run->memory_fault.gpa);
-	TEST_ASSERT_EQ(get_ucall(vcpu, &uc), UCALL_SYNC);
-	TEST_ASSERT_EQ(uc.args[1], want);
-}
-
 static void set_touch(struct memory *m, enum touch op, u64 page, u64 nr)
 {
 	write_guest_global(m->vm, guest_op, (u64)op);
@@ -326,7 +313,7 @@ static void touch(struct memory *m, enum touch op, u64 page, u64 nr)
 
 	write_guest_global(m->vm, guest_val, seed);
 	set_touch(m, op, page, nr);
-	run_to_sync(m->vcpu, sum);
+	TEST_ASSERT_EQ(vcpu_run_to_sync(m->vcpu), sum);
 
 	for (i = 0; i < nr && op == TOUCH_WRITE; i++)
 		TEST_ASSERT_EQ(p[i * PSZ / sizeof(u64) + 1], seed + i);

@@ -21,6 +21,7 @@
 
 #include "kvm_test_harness.h"
 #include "kvm_util.h"
+#include "kvm_userfault_guest.h"
 #include "kvm_userfault_util.h"
 #include "processor.h"
 #include "test_util.h"
@@ -28,8 +29,6 @@
 
 #ifdef __x86_64__
 #include "smm.h"
-#include "svm_util.h"
-#include "vmx.h"
 #endif
 
 /* Arbitrarily chosen, to overlap nothing and to be aligned for any huge page. */
@@ -39,86 +38,9 @@
 #define psz		((u64)getpagesize())
 #define GPA(page)	(UF_GPA + (page) * psz)
 
-#define READ		KVM_MEMORY_EXIT_FLAG_READ
-#define WRITE		KVM_MEMORY_EXIT_FLAG_WRITE
-#define EXEC		KVM_MEMORY_EXIT_FLAG_EXEC
-
 #define ALL_PAGES	1024
 
 KVM_ONE_VCPU_TEST_SUITE(userfault_resolve);
-
-/*
- * The guest does one access after the other, as it is told
- */
-struct guest_cmd {
-	u64 access;
-	u64 gva;
-	u64 val;
-};
-
-static struct guest_cmd guest_cmds[2];
-
-static void guest_ops(u64 id)
-{
-	struct guest_cmd *cmd = &guest_cmds[id];
-
-	for (;;) {
-		u64 *p = (u64 *)READ_ONCE(cmd->gva);
-		u64 val = 0;
-
-		switch (READ_ONCE(cmd->access)) {
-		case READ:
-			val = READ_ONCE(*p);
-			break;
-		case WRITE:
-			val = READ_ONCE(cmd->val);
-			WRITE_ONCE(*p, val);
-			break;
-		case EXEC:
-			val = ((u64 (*)(void))p)();
-			break;
-		}
-
-		GUEST_SYNC(val);
-	}
-}
-
-static void set_cmd(struct kvm_vcpu *vcpu, u64 access, gva_t gva, u64 val)
-{
-	struct guest_cmd cmd = {
-		.access = access,
-		.gva = gva,
-		.val = val,
-	};
-
-	write_guest_global(vcpu->vm, guest_cmds[vcpu->id], cmd);
-}
-
-/* A function that returns @val. */
-static void write_code(void *hva, u16 val)
-{
-#if defined(__x86_64__)
-	u8 code[] = { 0xb8, val, val >> 8, 0, 0, 0xc3 };
-#elif defined(__aarch64__)
-	u32 code[] = { 0x52800000 | val << 5, 0xd65f03c0 };
-#endif
-	memcpy(hva, code, sizeof(code));
-	__builtin___clear_cache(hva, hva + sizeof(code));
-}
-
-/* Finish the current access, without any exit on the way. */
-static void assert_done(struct kvm_vcpu *vcpu, u64 val)
-{
-	struct ucall uc;
-	int ret;
-
-	ret = _vcpu_run(vcpu);
-	TEST_ASSERT(!ret, "KVM_RUN: errno %d exit reason %u flags 0x%llx gpa 0x%llx",
-		    errno, vcpu->run->exit_reason, vcpu->run->memory_fault.flags,
-		    vcpu->run->memory_fault.gpa);
-	TEST_ASSERT_EQ(get_ucall(vcpu, &uc), UCALL_SYNC);
-	TEST_ASSERT_EQ(uc.args[1], val);
-}
 
 /* KVM_RUN that does not enter the guest: 0 or the errno. */
 static int run_immediate_exit(struct kvm_vcpu *vcpu)
@@ -1254,7 +1176,6 @@ KVM_ONE_VCPU_TEST(userfault_resolve, smm, guest_ops)
  * Nested: L2 touches L1's memory, with nested paging through another address
  */
 #define L2_ALIAS_GPA		0xd0000000ul
-#define L2_GUEST_STACK_SIZE	64
 #define L2_PAGES		8
 
 static u64 l2_base;
@@ -1274,48 +1195,17 @@ static void l2_guest_code(void)
 	}
 }
 
-static void l1_svm_code(struct svm_test_data *svm)
+static void l1_guest_code(void *nested)
 {
-	unsigned long l2_guest_stack[L2_GUEST_STACK_SIZE];
-
-	generic_svm_setup(svm, l2_guest_code, &l2_guest_stack[L2_GUEST_STACK_SIZE]);
-	run_guest(svm->vmcb, svm->vmcb_gpa);
-	GUEST_FAIL("L2 exits to L1, exit code 0x%lx",
-		   (unsigned long)svm->vmcb->control.exit_code);
-}
-
-static void l1_vmx_code(struct vmx_pages *vmx)
-{
-	unsigned long l2_guest_stack[L2_GUEST_STACK_SIZE];
-
-	GUEST_ASSERT(prepare_for_vmx_operation(vmx));
-	GUEST_ASSERT(load_vmcs(vmx));
-	prepare_vmcs(vmx, l2_guest_code, &l2_guest_stack[L2_GUEST_STACK_SIZE]);
-	GUEST_ASSERT(!vmlaunch());
-	GUEST_FAIL("L2 exits to L1");
-}
-
-static void l1_guest_code(void *data)
-{
-	if (this_cpu_has(X86_FEATURE_VMX))
-		l1_vmx_code(data);
-	else
-		l1_svm_code(data);
+	l1_run_l2(nested, l2_guest_code);
 }
 
 static void test_nested(struct kvm_vcpu *vcpu, bool nested_tdp)
 {
 	struct kvm_vm *vm = vcpu->vm;
-	gva_t nested_gva;
 	u64 i, n, *hva;
 
-	if (nested_tdp)
-		vm_enable_tdp(vm);
-	if (kvm_cpu_has(X86_FEATURE_VMX))
-		vcpu_alloc_vmx(vm, &nested_gva);
-	else
-		vcpu_alloc_svm(vm, &nested_gva);
-	vcpu_args_set(vcpu, 1, nested_gva);
+	vcpu_setup_nested(vcpu, nested_tdp);
 
 	hva = add_slot(vm, UF_SLOT, KVM_MEM_USERFAULT, UF_GPA, L2_PAGES);
 	if (nested_tdp) {

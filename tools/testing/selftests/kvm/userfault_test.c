@@ -25,6 +25,7 @@
 
 #include "kvm_test_harness.h"
 #include "kvm_util.h"
+#include "kvm_userfault_guest.h"
 #include "kvm_userfault_util.h"
 #include "processor.h"
 #include "test_util.h"
@@ -51,47 +52,8 @@ KVM_ONE_VCPU_TEST_SUITE(userfault);
  * Guests
  */
 
-enum guest_op {
-	OP_READ,
-	OP_WRITE,
-	OP_EXEC,
-};
-
-struct guest_cmd {
-	u64 op;
-	u64 gva;
-	u64 val;
-};
-
-/* What each vCPU shall do next; the host writes it while the vCPU is stopped. */
-static struct guest_cmd guest_cmds[2];
 static u64 guest_stop;
 static u64 guest_seen;
-
-static void guest_ops(u64 id)
-{
-	struct guest_cmd *cmd = &guest_cmds[id];
-
-	for (;;) {
-		u64 *p = (u64 *)READ_ONCE(cmd->gva);
-		u64 val = 0;
-
-		switch (READ_ONCE(cmd->op)) {
-		case OP_READ:
-			val = READ_ONCE(*p);
-			break;
-		case OP_WRITE:
-			val = READ_ONCE(cmd->val);
-			WRITE_ONCE(*p, val);
-			break;
-		case OP_EXEC:
-			val = ((u64 (*)(void))p)();
-			break;
-		}
-
-		GUEST_SYNC(val);
-	}
-}
 
 /* Store ever new values, never load: every exit of this guest is a WRITE. */
 static void guest_count(u64 gva)
@@ -137,46 +99,9 @@ static u64 vcpu_pc(struct kvm_vcpu *vcpu)
 #endif
 }
 
-/* A function that returns @val. */
-static void write_code(void *hva, u16 val)
-{
-#if defined(__x86_64__)
-	u8 code[] = { 0xb8, val, val >> 8, 0, 0, 0xc3 };
-#elif defined(__aarch64__)
-	u32 code[] = { 0x52800000 | val << 5, 0xd65f03c0 };
-#endif
-	memcpy(hva, code, sizeof(code));
-	__builtin___clear_cache(hva, hva + sizeof(code));
-}
-
-static void set_cmd(struct kvm_vcpu *vcpu, enum guest_op op, gva_t gva, u64 val)
-{
-	struct guest_cmd cmd = {
-		.op = op,
-		.gva = gva,
-		.val = val,
-	};
-
-	write_guest_global(vcpu->vm, guest_cmds[vcpu->id], cmd);
-}
-
-/* Finish the current command, without any exit on the way. */
-static void assert_done(struct kvm_vcpu *vcpu, u64 val)
-{
-	struct ucall uc;
-	int ret;
-
-	ret = _vcpu_run(vcpu);
-	TEST_ASSERT(!ret, "KVM_RUN: errno %d exit reason %u flags 0x%llx gpa 0x%llx",
-		    errno, vcpu->run->exit_reason, vcpu->run->memory_fault.flags,
-		    vcpu->run->memory_fault.gpa);
-	TEST_ASSERT_EQ(get_ucall(vcpu, &uc), UCALL_SYNC);
-	TEST_ASSERT_EQ(uc.args[1], val);
-}
-
 static void guest_read(struct kvm_vcpu *vcpu, gva_t gva, u64 val)
 {
-	set_cmd(vcpu, OP_READ, gva, 0);
+	set_cmd(vcpu, READ, gva, 0);
 	assert_done(vcpu, val);
 }
 
@@ -946,7 +871,7 @@ KVM_ONE_VCPU_TEST(userfault, slot_dirty_log, guest_ops)
 	TEST_ASSERT_EQ(count_armed(vm, UF_GPA, 8), 1);
 
 	/* An access that did not happen makes nothing dirty. */
-	set_cmd(vcpu, OP_WRITE, GPA(2), 7);
+	set_cmd(vcpu, WRITE, GPA(2), 7);
 	assert_userfault_exit(vcpu, GPA(2), KVM_MEMORY_EXIT_FLAG_WRITE);
 	kvm_vm_get_dirty_log(vm, UF_SLOT, &dirty);
 	TEST_ASSERT_EQ(dirty, 0);
@@ -958,7 +883,7 @@ KVM_ONE_VCPU_TEST(userfault, slot_dirty_log, guest_ops)
 
 	/* Write protected and armed: the exit comes first. */
 	TEST_ASSERT_EQ(vm_userfault_arm(vm, GPA(2), 2 * psz), 2);
-	set_cmd(vcpu, OP_WRITE, GPA(2), 8);
+	set_cmd(vcpu, WRITE, GPA(2), 8);
 	assert_userfault_exit(vcpu, GPA(2), KVM_MEMORY_EXIT_FLAG_WRITE);
 	set_slot(vm, UF_SLOT, uf, UF_GPA, 8, hva);
 	TEST_ASSERT_EQ(count_armed(vm, UF_GPA, 8), 2);
@@ -972,7 +897,7 @@ KVM_ONE_VCPU_TEST(userfault, slot_dirty_log, guest_ops)
 	kvm_vm_get_dirty_log(vm, UF_SLOT, &dirty);
 	TEST_ASSERT_EQ(dirty, BIT(2));
 	set_slot(vm, UF_SLOT, uf | log, UF_GPA, 8, hva);
-	set_cmd(vcpu, OP_WRITE, GPA(3), 9);
+	set_cmd(vcpu, WRITE, GPA(3), 9);
 	assert_done(vcpu, 9);
 	kvm_vm_get_dirty_log(vm, UF_SLOT, &dirty);
 	TEST_ASSERT_EQ(dirty, BIT(3));
@@ -991,7 +916,7 @@ KVM_ONE_VCPU_TEST(userfault, slot_readonly, guest_ops)
 	hva = add_mapped_slot(vm, UF_SLOT, ro | uf | KVM_MEM_USERFAULT_ARMED,
 			      UF_GPA, 4);
 	TEST_ASSERT_EQ(count_armed(vm, UF_GPA, 4), 4);
-	set_cmd(vcpu, OP_READ, GPA(1), 0);
+	set_cmd(vcpu, READ, GPA(1), 0);
 	assert_userfault_exit(vcpu, GPA(1), KVM_MEMORY_EXIT_FLAG_READ);
 	hva[psz / 8] = 0x1234;
 	vm_userfault_clear(vm, GPA(1), psz);
@@ -1008,7 +933,7 @@ KVM_ONE_VCPU_TEST(userfault, slot_readonly, guest_ops)
 	set_slot(vm, UF_SLOT, ro | uf, UF_GPA, 4, hva);
 	guest_read(vcpu, GPA(1), 0x1234);
 	TEST_ASSERT_EQ(vm_userfault_arm(vm, GPA(1), psz), 1);
-	set_cmd(vcpu, OP_READ, GPA(1), 0);
+	set_cmd(vcpu, READ, GPA(1), 0);
 	assert_userfault_exit(vcpu, GPA(1), KVM_MEMORY_EXIT_FLAG_READ);
 }
 
@@ -1495,7 +1420,7 @@ KVM_ONE_VCPU_TEST(userfault, efault_progress, guest_ops)
  * Make @op run into an armed page, again and again, then clear the page and see
  * the operation done with what the host stored meanwhile.
  */
-static void test_exit(struct kvm_vcpu *vcpu, enum guest_op op, u64 access)
+static void test_exit(struct kvm_vcpu *vcpu, u64 access)
 {
 	struct kvm_vm *vm = vcpu->vm;
 	u64 *hva = add_mapped_slot(vm, UF_SLOT, KVM_MEM_USERFAULT, UF_GPA, 4);
@@ -1511,10 +1436,10 @@ static void test_exit(struct kvm_vcpu *vcpu, enum guest_op op, u64 access)
 		page[3] = 0x55;
 		TEST_ASSERT_EQ(vm_userfault_arm(vm, gpa, psz), 1);
 
-		set_cmd(vcpu, op, op == OP_EXEC ? gpa : gpa + 24, val);
+		set_cmd(vcpu, access, access == EXEC ? gpa : gpa + 24, val);
 		assert_userfault_exit(vcpu, gpa, access);
 		pc = vcpu_pc(vcpu);
-		if (op == OP_EXEC)
+		if (access == EXEC)
 			TEST_ASSERT_EQ(pc, gpa);
 
 		for (i = 0; i < 3; i++) {
@@ -1528,32 +1453,32 @@ static void test_exit(struct kvm_vcpu *vcpu, enum guest_op op, u64 access)
 			TEST_ASSERT_EQ(page[3], 0x55);
 		}
 
-		if (op == OP_EXEC)
+		if (access == EXEC)
 			write_code(page, val);
-		else if (op == OP_READ)
+		else if (access == READ)
 			page[3] = val;
 
 		TEST_ASSERT_EQ(vm_userfault_clear(vm, gpa, psz), 1);
 		TEST_ASSERT_EQ(vcpu_pc(vcpu), pc);
 		assert_done(vcpu, val);
-		if (op == OP_WRITE)
+		if (access == WRITE)
 			TEST_ASSERT_EQ(page[3], val);
 	}
 }
 
 KVM_ONE_VCPU_TEST(userfault, exit_read, guest_ops)
 {
-	test_exit(vcpu, OP_READ, KVM_MEMORY_EXIT_FLAG_READ);
+	test_exit(vcpu, READ);
 }
 
 KVM_ONE_VCPU_TEST(userfault, exit_write, guest_ops)
 {
-	test_exit(vcpu, OP_WRITE, KVM_MEMORY_EXIT_FLAG_WRITE);
+	test_exit(vcpu, WRITE);
 }
 
 KVM_ONE_VCPU_TEST(userfault, exit_exec, guest_ops)
 {
-	test_exit(vcpu, OP_EXEC, KVM_MEMORY_EXIT_FLAG_EXEC);
+	test_exit(vcpu, EXEC);
 }
 
 /* Exits for exactly the armed pages, in each of many rounds, counted by KVM. */
@@ -1577,7 +1502,7 @@ KVM_ONE_VCPU_TEST(userfault, exit_exact, guest_ops)
 
 		for (i = 0; i < 70; i++) {
 			hva[i * psz / 8] = i + round;
-			set_cmd(vcpu, OP_READ, GPA(i), 0);
+			set_cmd(vcpu, READ, GPA(i), 0);
 			if (get_bit((u8 *)bitmap, i)) {
 				assert_userfault_exit(vcpu, GPA(i),
 						      KVM_MEMORY_EXIT_FLAG_READ);
@@ -1605,7 +1530,7 @@ KVM_ONE_VCPU_TEST(userfault, exit_after_create_armed, guest_ops)
 	set_slot(vm, UF_SLOT, 0, UF_GPA, 0, NULL);
 	set_slot(vm, UF_SLOT, KVM_MEM_USERFAULT | KVM_MEM_USERFAULT_ARMED,
 		 UF_GPA, 4, new);
-	set_cmd(vcpu, OP_READ, UF_GPA, 0);
+	set_cmd(vcpu, READ, UF_GPA, 0);
 	assert_userfault_exit(vcpu, UF_GPA, KVM_MEMORY_EXIT_FLAG_READ);
 	vm_userfault_clear(vm, UF_GPA, psz);
 	assert_done(vcpu, 2);
@@ -1618,7 +1543,7 @@ KVM_ONE_VCPU_TEST(userfault, exit_after_create_armed, guest_ops)
 
 	/* Off drops what was armed: the vCPU just goes on. */
 	TEST_ASSERT_EQ(vm_userfault_arm(vm, GPA(1), psz), 1);
-	set_cmd(vcpu, OP_WRITE, GPA(1), 5);
+	set_cmd(vcpu, WRITE, GPA(1), 5);
 	assert_userfault_exit(vcpu, GPA(1), KVM_MEMORY_EXIT_FLAG_WRITE);
 	set_slot(vm, UF_SLOT, 0, UF_GPA, 4, hva);
 	assert_done(vcpu, 5);
@@ -1637,8 +1562,8 @@ KVM_ONE_VCPU_TEST(userfault, exit_two_vcpus, guest_ops)
 	guest_read(other, UF_GPA, 1);
 	TEST_ASSERT_EQ(vm_userfault_arm(vm, UF_GPA, psz), 1);
 
-	set_cmd(vcpu, OP_READ, UF_GPA, 0);
-	set_cmd(other, OP_WRITE, UF_GPA, 3);
+	set_cmd(vcpu, READ, UF_GPA, 0);
+	set_cmd(other, WRITE, UF_GPA, 3);
 	assert_userfault_exit(vcpu, UF_GPA, KVM_MEMORY_EXIT_FLAG_READ);
 	assert_userfault_exit(other, UF_GPA, KVM_MEMORY_EXIT_FLAG_WRITE);
 	assert_userfault_exit(vcpu, UF_GPA, KVM_MEMORY_EXIT_FLAG_READ);
@@ -1885,11 +1810,11 @@ static void test_huge_neighbour(struct kvm_vcpu *vcpu, enum vm_mem_backing_src_t
 		/* First fault in the block (i == 0), or its huge mapping goes. */
 		TEST_ASSERT_EQ(vm_userfault_arm(vm, armed, psz), 1);
 		guest_read(other, touched, 0x20 + i);
-		set_cmd(vcpu, OP_READ, armed, 0);
+		set_cmd(vcpu, READ, armed, 0);
 		assert_userfault_exit(vcpu, armed, KVM_MEMORY_EXIT_FLAG_READ);
 
 		/* The neighbour's next kind of access, then again the armed one. */
-		set_cmd(other, OP_WRITE, touched, 0x30 + i);
+		set_cmd(other, WRITE, touched, 0x30 + i);
 		assert_done(other, 0x30 + i);
 		TEST_ASSERT_EQ(*touched_hva, 0x30 + i);
 		assert_userfault_exit(vcpu, armed, KVM_MEMORY_EXIT_FLAG_READ);
@@ -1899,7 +1824,7 @@ static void test_huge_neighbour(struct kvm_vcpu *vcpu, enum vm_mem_backing_src_t
 
 		/* Drop all mappings, so that the block is mapped huge again. */
 		TEST_ASSERT_EQ(vm_userfault_arm(vm, UF_GPA, 2 * huge), 2 * huge / psz);
-		set_cmd(other, OP_READ, touched, 0);
+		set_cmd(other, READ, touched, 0);
 		assert_userfault_exit(other, touched, KVM_MEMORY_EXIT_FLAG_READ);
 		TEST_ASSERT_EQ(vm_userfault_clear(vm, UF_GPA, 2 * huge), 2 * huge / psz);
 		assert_done(other, 0x30 + i);
@@ -1968,10 +1893,10 @@ KVM_ONE_VCPU_TEST(userfault, odd_slots, guest_ops)
 			TEST_ASSERT_EQ(count_armed(vm, GPA(first), n), 1);
 
 			if (next != page) {
-				set_cmd(vcpu, OP_WRITE, GPA(first + next) + 8, 1);
+				set_cmd(vcpu, WRITE, GPA(first + next) + 8, 1);
 				assert_done(vcpu, 1);
 			}
-			set_cmd(vcpu, OP_READ, GPA(first + page), 0);
+			set_cmd(vcpu, READ, GPA(first + page), 0);
 			assert_userfault_exit(vcpu, GPA(first + page),
 					      KVM_MEMORY_EXIT_FLAG_READ);
 			TEST_ASSERT_EQ(vm_userfault_clear(vm, GPA(first), n * psz), 1);
@@ -1983,7 +1908,7 @@ KVM_ONE_VCPU_TEST(userfault, odd_slots, guest_ops)
 		for (j = 0; j < min_t(u64, n, 20); j++) {
 			u64 page = n - 1 - j;
 
-			set_cmd(vcpu, OP_WRITE, GPA(first + page) + 16, j);
+			set_cmd(vcpu, WRITE, GPA(first + page) + 16, j);
 			assert_userfault_exit(vcpu, GPA(first + page),
 					      KVM_MEMORY_EXIT_FLAG_WRITE);
 			TEST_ASSERT_EQ(vm_userfault_clear(vm, GPA(first + page), psz), 1);

@@ -11,14 +11,7 @@
 
 #include "kvm_util.h"
 #include "test_util.h"
-
-/* Numbers that are taken, but not yet in the uapi header. */
-#ifndef KVM_USERFAULT_COLLAPSE
-#define KVM_USERFAULT_COLLAPSE		(1ULL << 1)
-#endif
-#ifndef KVM_USERFAULT_CAP_RESOLVE
-#define KVM_USERFAULT_CAP_RESOLVE	(1 << 16)
-#endif
+#include "ucall_common.h"
 
 /* All flags of KVM_SET_USERFAULT_RANGE. */
 #define USERFAULT_SET_FLAGS						\
@@ -212,5 +205,19 @@ do {										\
 		    __flags, __gpa, getpagesize(), __run->memory_fault.flags,	\
 		    __run->memory_fault.gpa, __run->memory_fault.size);		\
 } while (0)
+
+/* Run until the guest's next GUEST_SYNC(), without any exit on the way. */
+static inline u64 vcpu_run_to_sync(struct kvm_vcpu *vcpu)
+{
+	struct ucall uc;
+	int ret;
+
+	ret = _vcpu_run(vcpu);
+	TEST_ASSERT(!ret, "KVM_RUN: errno %d exit reason %u flags 0x%llx gpa 0x%llx",
+		    errno, vcpu->run->exit_reason, vcpu->run->memory_fault.flags,
+		    vcpu->run->memory_fault.gpa);
+	TEST_ASSERT_EQ(get_ucall(vcpu, &uc), UCALL_SYNC);
+	return uc.args[1];
+}
 
 #endif /* SELFTEST_KVM_USERFAULT_UTIL_H */

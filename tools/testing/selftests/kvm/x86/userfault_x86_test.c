@@ -23,13 +23,12 @@
 #include "apic.h"
 #include "kvm_test_harness.h"
 #include "kvm_util.h"
+#include "kvm_userfault_guest.h"
 #include "kvm_userfault_util.h"
 #include "processor.h"
 #include "smm.h"
-#include "svm_util.h"
 #include "test_util.h"
 #include "ucall_common.h"
-#include "vmx.h"
 
 /* Arbitrarily chosen, to overlap nothing. */
 #define UF_SLOT		10
@@ -38,20 +37,6 @@
 #define PTR(page)	((u64 *)GPA(page))
 
 KVM_ONE_VCPU_TEST_SUITE(userfault_x86);
-
-/* Run until the guest's next GUEST_SYNC(), without any exit on the way. */
-static u64 run_to_sync(struct kvm_vcpu *vcpu)
-{
-	struct ucall uc;
-	int ret;
-
-	ret = _vcpu_run(vcpu);
-	TEST_ASSERT(!ret, "KVM_RUN: errno %d exit reason %u flags 0x%llx gpa 0x%llx",
-		    errno, vcpu->run->exit_reason, vcpu->run->memory_fault.flags,
-		    vcpu->run->memory_fault.gpa);
-	TEST_ASSERT_EQ(get_ucall(vcpu, &uc), UCALL_SYNC);
-	return uc.args[1];
-}
 
 static void *add_slot(struct kvm_vm *vm, enum vm_mem_backing_src_type src,
 		      u64 npages, u32 flags)
@@ -108,7 +93,7 @@ KVM_ONE_VCPU_TEST(userfault_x86, read_modify_write, guest_rmw)
 		assert_userfault_exit(vcpu, GPA(0), KVM_MEMORY_EXIT_FLAG_WRITE);
 		assert_userfault_exit(vcpu, GPA(0), KVM_MEMORY_EXIT_FLAG_WRITE);
 		clear_page(vm, GPA(0));
-		TEST_ASSERT_EQ(run_to_sync(vcpu), want[i]);
+		TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), want[i]);
 	}
 	TEST_ASSERT_EQ(hva[0], 5);
 
@@ -120,17 +105,17 @@ KVM_ONE_VCPU_TEST(userfault_x86, read_modify_write, guest_rmw)
 	TEST_ASSERT_EQ(vcpu->run->memory_fault.gpa, GPA(0));
 	TEST_ASSERT_EQ(hva[0], 5);
 	clear_page(vm, GPA(0));
-	TEST_ASSERT_EQ(run_to_sync(vcpu), 12);
+	TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), 12);
 
 	arm_page(vm, GPA(1));
 	assert_userfault_exit(vcpu, GPA(1), KVM_MEMORY_EXIT_FLAG_WRITE);
 	clear_page(vm, GPA(1));
-	TEST_ASSERT_EQ(run_to_sync(vcpu), 0x1122334455667788);
+	TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), 0x1122334455667788);
 
 	arm_page(vm, GPA(0));
 	assert_userfault_exit(vcpu, GPA(0), KVM_MEMORY_EXIT_FLAG_READ);
 	clear_page(vm, GPA(0));
-	TEST_ASSERT_EQ(run_to_sync(vcpu), 0x1122334455667788);
+	TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), 0x1122334455667788);
 }
 
 /*
@@ -200,7 +185,7 @@ KVM_ONE_VCPU_TEST(userfault_x86, interrupt_delivery, guest_irq)
 	pages[2].gpa = addr_gva2gpa(vm, vm->arch.idt);
 	pages[2].access = KVM_MEMORY_EXIT_FLAG_READ;
 
-	TEST_ASSERT_EQ(run_to_sync(vcpu), 0);
+	TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), 0);
 
 	for (i = 0; i < ARRAY_SIZE(pages); i++) {
 		arm_page(vm, pages[i].gpa);
@@ -231,12 +216,12 @@ KVM_ONE_VCPU_TEST(userfault_x86, interrupt_delivery, guest_irq)
 		} else {
 			clear_page(vm, pages[i].gpa);
 		}
-		TEST_ASSERT_EQ(run_to_sync(vcpu), i + 1);
+		TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), i + 1);
 	}
 
 	/* Without any page armed: still one each. */
 	for (; i < 6; i++)
-		TEST_ASSERT_EQ(run_to_sync(vcpu), i + 1);
+		TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), i + 1);
 }
 
 /*
@@ -271,13 +256,13 @@ KVM_ONE_VCPU_TEST(userfault_x86, exception_delivery, guest_ud)
 	vm_mem_region_set_flags(vm, 0, KVM_MEM_USERFAULT);
 
 	for (i = 0; i < 3; i++) {
-		TEST_ASSERT_EQ(run_to_sync(vcpu), i);
+		TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), i);
 		arm_page(vm, idt);
 		assert_userfault_exit(vcpu, idt, KVM_MEMORY_EXIT_FLAG_READ);
 		assert_userfault_exit(vcpu, idt, KVM_MEMORY_EXIT_FLAG_READ);
 		clear_page(vm, idt);
 	}
-	TEST_ASSERT_EQ(run_to_sync(vcpu), 3);
+	TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), 3);
 }
 
 /*
@@ -302,7 +287,7 @@ KVM_ONE_VCPU_TEST(userfault_x86, guest_page_table, guest_read_page0)
 
 	for (i = 0; i < 3; i++) {
 		hva[0] = i;
-		TEST_ASSERT_EQ(run_to_sync(vcpu), i);
+		TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), i);
 		arm_page(vm, table);
 		hva[0] = 0x100 + i;
 
@@ -323,9 +308,9 @@ KVM_ONE_VCPU_TEST(userfault_x86, guest_page_table, guest_read_page0)
 				     KVM_MEMORY_EXIT_FLAG_WRITE),
 				    "Flags 0x%llx", run->memory_fault.flags);
 			clear_page(vm, table);
-			TEST_ASSERT_EQ(run_to_sync(vcpu), 0x100 + i);
+			TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), 0x100 + i);
 		} else {
-			TEST_ASSERT_EQ(run_to_sync(vcpu), 0x100 + i);
+			TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), 0x100 + i);
 			clear_page(vm, table);
 		}
 	}
@@ -364,11 +349,11 @@ KVM_ONE_VCPU_TEST(userfault_x86, prefetch, guest_read_page)
 		arm_page(vm, GPA(armed));
 
 		write_guest_global(vm, guest_page, touched);
-		TEST_ASSERT_EQ(run_to_sync(vcpu), touched);
+		TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), touched);
 		write_guest_global(vm, guest_page, armed);
 		assert_userfault_exit(vcpu, GPA(armed), KVM_MEMORY_EXIT_FLAG_READ);
 		clear_page(vm, GPA(armed));
-		TEST_ASSERT_EQ(run_to_sync(vcpu), armed);
+		TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), armed);
 	}
 }
 
@@ -437,7 +422,7 @@ static void test_pre_fault(struct kvm_vcpu *vcpu, enum vm_mem_backing_src_type s
 	/* What has been mapped around it does not reach over the armed page. */
 	hva[5 * 512] = 5;
 	write_guest_global(vm, guest_page, 4);
-	TEST_ASSERT_EQ(run_to_sync(vcpu), 0);
+	TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), 0);
 	write_guest_global(vm, guest_page, 5);
 	assert_userfault_exit(vcpu, GPA(5), KVM_MEMORY_EXIT_FLAG_READ);
 
@@ -447,14 +432,14 @@ static void test_pre_fault(struct kvm_vcpu *vcpu, enum vm_mem_backing_src_type s
 
 	clear_page(vm, GPA(5));
 	pre_fault(vcpu, GPA(5), PAGE_SIZE, 0, 0);
-	TEST_ASSERT_EQ(run_to_sync(vcpu), 5);
+	TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), 5);
 
 	/* Mapped, armed, and pre-faulted again. */
 	arm_page(vm, GPA(5));
 	pre_fault(vcpu, GPA(5), PAGE_SIZE, EFAULT, PAGE_SIZE);
 	assert_userfault_exit(vcpu, GPA(5), KVM_MEMORY_EXIT_FLAG_READ);
 	clear_page(vm, GPA(5));
-	TEST_ASSERT_EQ(run_to_sync(vcpu), 5);
+	TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), 5);
 }
 
 KVM_ONE_VCPU_TEST(userfault_x86, pre_fault_4k, guest_read_page)
@@ -482,7 +467,7 @@ KVM_ONE_VCPU_TEST(userfault_x86, exact_unmap, guest_read_page)
 	add_slot(vm, VM_MEM_SRC_ANONYMOUS, 64, 0);
 	for (i = 0; i < 64; i++) {
 		write_guest_global(vm, guest_page, i);
-		run_to_sync(vcpu);
+		vcpu_run_to_sync(vcpu);
 	}
 	mapped = vm_get_stat(vm, pages_4k);
 	TEST_ASSERT(mapped >= 64, "Only %lu pages are mapped", mapped);
@@ -517,7 +502,7 @@ KVM_ONE_VCPU_TEST(userfault_x86, mapping_size, guest_read_page)
 
 	TEST_REQUIRE(thp_configured());
 	hva = add_slot(vm, VM_MEM_SRC_ANONYMOUS_THP, npages, KVM_MEM_USERFAULT);
-	run_to_sync(vcpu);
+	vcpu_run_to_sync(vcpu);
 	base = vm_get_stat(vm, pages_2m);
 
 	/* Small mappings in the guest, hence in the shadow of it, too. */
@@ -528,7 +513,7 @@ KVM_ONE_VCPU_TEST(userfault_x86, mapping_size, guest_read_page)
 
 	TEST_ASSERT_EQ(base, 1);
 	write_guest_global(vm, guest_page, 3 * 512);
-	run_to_sync(vcpu);
+	vcpu_run_to_sync(vcpu);
 	TEST_ASSERT_EQ(vm_get_stat(vm, pages_2m), 2);
 
 	/* Block 0 was huge, block 1 is not mapped: both small now. */
@@ -537,13 +522,13 @@ KVM_ONE_VCPU_TEST(userfault_x86, mapping_size, guest_read_page)
 	TEST_ASSERT_EQ(vm_get_stat(vm, pages_2m), 1);
 	for (i = 0; i < 2; i++) {
 		write_guest_global(vm, guest_page, i * 512 + 100);
-		run_to_sync(vcpu);
+		vcpu_run_to_sync(vcpu);
 	}
 	TEST_ASSERT_EQ(vm_get_stat(vm, pages_2m), 1);
 
 	/* Block 2, next to an armed page, is not concerned. */
 	write_guest_global(vm, guest_page, 2 * 512);
-	run_to_sync(vcpu);
+	vcpu_run_to_sync(vcpu);
 	TEST_ASSERT_EQ(vm_get_stat(vm, pages_2m), 2);
 
 	/* Dirty logging off would bring huge mappings back: not over these. */
@@ -551,7 +536,7 @@ KVM_ONE_VCPU_TEST(userfault_x86, mapping_size, guest_read_page)
 	vm_mem_region_set_flags(vm, UF_SLOT, KVM_MEM_USERFAULT);
 	for (i = 0; i < 4; i++) {
 		write_guest_global(vm, guest_page, i * 512 + 100);
-		run_to_sync(vcpu);
+		vcpu_run_to_sync(vcpu);
 	}
 	TEST_ASSERT_EQ(vm_get_stat(vm, pages_2m), 2);
 	write_guest_global(vm, guest_page, 7);
@@ -559,10 +544,10 @@ KVM_ONE_VCPU_TEST(userfault_x86, mapping_size, guest_read_page)
 	hva[7 * 512] = 77;
 
 	vm_mem_region_set_flags(vm, UF_SLOT, 0);
-	TEST_ASSERT_EQ(run_to_sync(vcpu), 77);
+	TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), 77);
 	for (i = 0; i < 4; i++) {
 		write_guest_global(vm, guest_page, i * 512 + 100);
-		run_to_sync(vcpu);
+		vcpu_run_to_sync(vcpu);
 	}
 	TEST_ASSERT_EQ(vm_get_stat(vm, pages_2m), 4);
 }
@@ -594,7 +579,7 @@ KVM_ONE_VCPU_TEST(userfault_x86, readonly_write, guest_write_page0)
 	TEST_ASSERT_EQ(run->mmio.phys_addr, GPA(0));
 	TEST_ASSERT_EQ(run->mmio.is_write, 1);
 	TEST_ASSERT_EQ(*(u64 *)run->mmio.data, 0x77);
-	TEST_ASSERT_EQ(run_to_sync(vcpu), 0x33);
+	TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), 0x33);
 }
 
 /*
@@ -654,7 +639,7 @@ KVM_ONE_VCPU_TEST(userfault_x86, smm, guest_smm)
 	TEST_ASSERT(vm_userfault_is_armed(vm, SMI_HANDLER_GPA),
 		    "Armed in any address space counts");
 
-	TEST_ASSERT_EQ(run_to_sync(vcpu), 0x1234);
+	TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), 0x1234);
 	inject_smi(vcpu);
 	assert_userfault_exit(vcpu, SMI_HANDLER_GPA, KVM_MEMORY_EXIT_FLAG_EXEC);
 	TEST_ASSERT(vcpu->run->flags & KVM_RUN_X86_SMM, "The exit is not in SMM");
@@ -666,7 +651,7 @@ KVM_ONE_VCPU_TEST(userfault_x86, smm, guest_smm)
 	TEST_ASSERT_EQ(vm_userfault_set_as(vm, smm, SMI_HANDLER_GPA, PAGE_SIZE,
 					   0, NULL), 1);
 	run_smi_handler(vcpu);
-	TEST_ASSERT_EQ(run_to_sync(vcpu), 0x1234);
+	TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), 0x1234);
 
 	/* Outside of SMM only. */
 	TEST_ASSERT_EQ(vm_userfault_set_as(vm, normal, SMI_HANDLER_GPA, PAGE_SIZE,
@@ -682,7 +667,7 @@ KVM_ONE_VCPU_TEST(userfault_x86, smm, guest_smm)
 	/* as_mask 0: all; a page counts once for each address space. */
 	TEST_ASSERT_EQ(vm_userfault_arm(vm, SMI_HANDLER_GPA, PAGE_SIZE), 1);
 	TEST_ASSERT_EQ(vm_userfault_clear(vm, SMI_HANDLER_GPA, PAGE_SIZE), 2);
-	TEST_ASSERT_EQ(run_to_sync(vcpu), 0x1234);
+	TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), 0x1234);
 	TEST_ASSERT_EQ(vm_userfault_set_as(vm, normal | smm, SMI_HANDLER_GPA,
 					   PAGE_SIZE, KVM_USERFAULT_ARM, NULL), 2);
 	assert_userfault_exit(vcpu, SMI_HANDLER_GPA, KVM_MEMORY_EXIT_FLAG_READ);
@@ -690,14 +675,13 @@ KVM_ONE_VCPU_TEST(userfault_x86, smm, guest_smm)
 	assert_userfault_exit(vcpu, SMI_HANDLER_GPA, KVM_MEMORY_EXIT_FLAG_EXEC);
 	TEST_ASSERT_EQ(vm_userfault_clear(vm, SMI_HANDLER_GPA, PAGE_SIZE), 2);
 	run_smi_handler(vcpu);
-	TEST_ASSERT_EQ(run_to_sync(vcpu), 0x1234);
+	TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), 0x1234);
 }
 
 /*
  * Nested: L2 touches L1's memory, with nested paging through another address.
  */
 #define L2_ALIAS_GPA		0xd0000000ul
-#define L2_GUEST_STACK_SIZE	64
 
 static u64 l2_base;
 
@@ -717,49 +701,18 @@ static void l2_guest_code(void)
 	}
 }
 
-static void l1_svm_code(struct svm_test_data *svm)
+static void l1_guest_code(void *nested)
 {
-	unsigned long l2_guest_stack[L2_GUEST_STACK_SIZE];
-
-	generic_svm_setup(svm, l2_guest_code, &l2_guest_stack[L2_GUEST_STACK_SIZE]);
-	run_guest(svm->vmcb, svm->vmcb_gpa);
-	GUEST_FAIL("L2 exits to L1, exit code 0x%lx",
-		   (unsigned long)svm->vmcb->control.exit_code);
-}
-
-static void l1_vmx_code(struct vmx_pages *vmx)
-{
-	unsigned long l2_guest_stack[L2_GUEST_STACK_SIZE];
-
-	GUEST_ASSERT(prepare_for_vmx_operation(vmx));
-	GUEST_ASSERT(load_vmcs(vmx));
-	prepare_vmcs(vmx, l2_guest_code, &l2_guest_stack[L2_GUEST_STACK_SIZE]);
-	GUEST_ASSERT(!vmlaunch());
-	GUEST_FAIL("L2 exits to L1");
-}
-
-static void l1_guest_code(void *data)
-{
-	if (this_cpu_has(X86_FEATURE_VMX))
-		l1_vmx_code(data);
-	else
-		l1_svm_code(data);
+	l1_run_l2(nested, l2_guest_code);
 }
 
 static void test_nested(struct kvm_vcpu *vcpu, bool nested_tdp)
 {
 	struct kvm_vm *vm = vcpu->vm;
-	gva_t nested_gva;
 	u64 *hva;
 	int i;
 
-	if (nested_tdp)
-		vm_enable_tdp(vm);
-	if (kvm_cpu_has(X86_FEATURE_VMX))
-		vcpu_alloc_vmx(vm, &nested_gva);
-	else
-		vcpu_alloc_svm(vm, &nested_gva);
-	vcpu_args_set(vcpu, 1, nested_gva);
+	vcpu_setup_nested(vcpu, nested_tdp);
 
 	hva = add_slot(vm, VM_MEM_SRC_ANONYMOUS, 8, KVM_MEM_USERFAULT);
 	if (nested_tdp) {
@@ -787,22 +740,22 @@ static void test_nested(struct kvm_vcpu *vcpu, bool nested_tdp)
 			assert_userfault_exit(vcpu, GPA(0), KVM_MEMORY_EXIT_FLAG_READ);
 			clear_page(vm, GPA(0));
 		}
-		TEST_ASSERT_EQ(run_to_sync(vcpu), 0x100 + i);
+		TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), 0x100 + i);
 
 		assert_userfault_exit(vcpu, GPA(1), KVM_MEMORY_EXIT_FLAG_READ);
 		assert_userfault_exit(vcpu, GPA(1), KVM_MEMORY_EXIT_FLAG_READ);
 		clear_page(vm, GPA(1));
-		TEST_ASSERT_EQ(run_to_sync(vcpu), 0x200 + i);
+		TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), 0x200 + i);
 
 		TEST_ASSERT_EQ(vm_userfault_arm(vm, GPA(0), 2 * PAGE_SIZE), 2);
 		assert_userfault_exit(vcpu, GPA(0), KVM_MEMORY_EXIT_FLAG_WRITE);
 		clear_page(vm, GPA(0));
-		TEST_ASSERT_EQ(run_to_sync(vcpu), i);
+		TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), i);
 		TEST_ASSERT_EQ(hva[0], i);
 		assert_userfault_exit(vcpu, GPA(1), KVM_MEMORY_EXIT_FLAG_WRITE);
 		TEST_ASSERT_EQ(hva[512], 0x200 + i);
 		clear_page(vm, GPA(1));
-		TEST_ASSERT_EQ(run_to_sync(vcpu), i);
+		TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), i);
 		TEST_ASSERT_EQ(hva[512], i);
 	}
 }
@@ -878,12 +831,12 @@ KVM_ONE_VCPU_TEST(userfault_x86, private_memory, NULL)
 	arm_page(vm, GPA(1));
 	assert_userfault_exit(vcpu, GPA(1), KVM_MEMORY_EXIT_FLAG_WRITE | private);
 	clear_page(vm, GPA(1));
-	TEST_ASSERT_EQ(run_to_sync(vcpu), 0);
+	TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), 0);
 	arm_page(vm, GPA(1));
 	assert_userfault_exit(vcpu, GPA(1), KVM_MEMORY_EXIT_FLAG_READ | private);
 	assert_userfault_exit(vcpu, GPA(1), KVM_MEMORY_EXIT_FLAG_READ | private);
 	clear_page(vm, GPA(1));
-	TEST_ASSERT_EQ(run_to_sync(vcpu), 0x1111);
+	TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), 0x1111);
 	TEST_ASSERT_EQ(hva[512], 0);
 
 	/* Conversions to and fro keep what is armed. */
@@ -899,13 +852,13 @@ KVM_ONE_VCPU_TEST(userfault_x86, private_memory, NULL)
 		assert_userfault_exit(vcpu, GPA(1), KVM_MEMORY_EXIT_FLAG_READ | private);
 	}
 	clear_page(vm, GPA(1));
-	TEST_ASSERT_EQ(run_to_sync(vcpu), 0x1111);
+	TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), 0x1111);
 
 	arm_page(vm, GPA(1));
 	vm_mem_set_shared(vm, GPA(0), 4 * PAGE_SIZE);
 	assert_userfault_exit(vcpu, GPA(1), KVM_MEMORY_EXIT_FLAG_READ);
 	clear_page(vm, GPA(1));
-	TEST_ASSERT_EQ(run_to_sync(vcpu), 0x2222);
+	TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), 0x2222);
 
 	kvm_vm_free(vm);
 }
@@ -947,7 +900,7 @@ KVM_ONE_VCPU_TEST(userfault_x86, private_conversion_race, NULL)
 	if (!c.vm)
 		return;
 
-	TEST_ASSERT_EQ(run_to_sync(vcpu), 0);
+	TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), 0);
 	arm_page(c.vm, GPA(1));
 	run = vcpu->run;
 	pthread_create(&thread, NULL, convert, &c);
@@ -970,7 +923,7 @@ KVM_ONE_VCPU_TEST(userfault_x86, private_conversion_race, NULL)
 	pthread_join(thread, NULL);
 	assert_userfault_exit(vcpu, GPA(1), KVM_MEMORY_EXIT_FLAG_READ | private);
 	clear_page(c.vm, GPA(1));
-	TEST_ASSERT_EQ(run_to_sync(vcpu), 0x1111);
+	TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), 0x1111);
 
 	kvm_vm_free(c.vm);
 }
@@ -1063,7 +1016,7 @@ KVM_ONE_VCPU_TEST(userfault_x86, async_page_fault, guest_apf)
 			TEST_ASSERT_EQ(vcpu_get_stat(vcpu, userfault_exits), i + 1);
 			clear_page(vm, GPA(10 * i));
 		}
-		TEST_ASSERT_EQ(run_to_sync(vcpu), 0x5555);
+		TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), 0x5555);
 		pthread_join(thread, NULL);
 		TEST_ASSERT(s.async, "The vCPU itself has waited for its page");
 	}
