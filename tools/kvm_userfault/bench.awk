@@ -62,7 +62,7 @@ function number(x)
 	if (x == int(x))
 		return sprintf("%d", x)
 	x = sprintf("%.4f", x)
-	sub(/0+$/, "", x)
+	sub(/\.?0+$/, "", x)
 	return x
 }
 

@@ -127,7 +127,10 @@ static u64 percentile(u64 *v, u64 nr, int percent)
 
 static void calibrate(void)
 {
-	u64 t[5], i, shortest, longest;
+	u64 t[20], i, shortest, longest;
+
+	/* Let what is pending be done, e.g. with what has been set up. */
+	usleep(100000);
 
 	/* The shortest of some: a timer may tick meanwhile. */
 	for (i = 0; i < ARRAY_SIZE(t); i++)
