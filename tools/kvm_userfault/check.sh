@@ -82,6 +82,28 @@ watch_report()
 	done
 }
 
+# What the tests said that failed: where only the output is kept, it has to tell all.
+show_failures()
+{
+	sed -n 's/^fail //p' "$tmp/results" | while read -r name comment; do
+		say "  FAILED: $name" "$comment"
+	done
+	sed -n "s|^fail $arch/||p" "$tmp/results" | sed 's/[.\t].*//' | uniq | while read -r name; do
+		[ -e "$logs/$flavour/$name.log" ] || continue
+		awk '
+		/^# +RUN / { n = 0 }
+		{ line[n++ % 30] = $0 }
+		/^not ok/ { show() }
+		END { if (!shown) show() }
+		function show(	i) {
+			for (i = n > 30 ? n - 30 : 0; i < n; i++)
+				print "    " line[i % 30]
+			shown = 1
+			n = 0
+		}' "$logs/$flavour/$name.log"
+	done
+}
+
 # run_group LABEL PARAMETERS LIST: boot with these parameters and run the list's programs; where
 # one takes the VM down, the rest gets a new one.
 run_group()
@@ -101,12 +123,13 @@ run_group()
 		: >"$tmp/report"
 		: >"$tmp/watch"
 		watch_report &
-		(APPEND="$2 ${APPEND:-}"; boot "$tmp" $((total + boot_seconds)) </dev/null) || :
+		status=0
+		(APPEND="$2 ${APPEND:-}"; boot "$tmp" $((total + boot_seconds)) </dev/null) || status=$?
 		rm "$tmp/watch"
 		wait
 		to_results "$arch" "$logs/$flavour"
 		cp "$tmp/console.log" "$logs/$flavour/$boot_name.console.log"
-		grep '^fail' "$tmp/results" | sed 's/^fail /  FAILED: /' || :
+		show_failures
 		last=$(sed -n 's/^S //p' "$tmp/report" | tail -n 1)
 		if grep -qx D "$tmp/report"; then
 			return
@@ -119,7 +142,8 @@ run_group()
 			return
 		fi
 		tail -n 40 "$tmp/console.log" | sed 's/^/    /'
-		say "  the VM died of $last" "see $logs/$flavour/$last.console.log"
+		grep -v "TCG doesn't support requested feature" "$tmp/qemu.log" | sed 's/^/    /' || :
+		say "  the VM died of $last, QEMU's exit status $status" "see $logs/$flavour/$last.console.log"
 		mv "$logs/$flavour/$boot_name.console.log" "$logs/$flavour/$last.console.log"
 		awk -v last="$last" 'found; $1 == last { found = 1 }' "$list" >"$tmp/rest"
 		mv "$tmp/rest" "$list"
