@@ -21,6 +21,7 @@ xz xz-utils
 ccache ccache
 sparse sparse
 shellcheck shellcheck
+spin spin
 /usr/include/stdio.h libc6-dev
 /usr/include/libelf.h libelf-dev
 /usr/include/openssl/opensslv.h libssl-dev
