@@ -65,7 +65,10 @@
 #define BITMAP_WORDS	(MAX_PAGES / 64)
 
 /* Every so many accesses, the guest lets its thread have a look around. */
-#define SYNC_ACCESSES	64
+#define SYNC_ACCESSES	1024
+
+/* Where half of all accesses go, and half of what is done to pages. */
+#define HOT_PAGES	8
 
 /* A vCPU that has done less than that is waited for. */
 #define MIN_ACCESSES	500
@@ -215,9 +218,8 @@ static void guest_code(u64 id)
 	u64 page, access;
 
 	while (!load(&guest_shared.stop)) {
-		/* Half of the accesses go to where the others go, too. */
 		page = guest_random_u32(&rng);
-		page = guest_random_bool(&rng) ? page % 16 : page % guest_shared.nr_pages;
+		page %= guest_random_bool(&rng) ? HOT_PAGES : guest_shared.nr_pages;
 		access = guest_random_bool(&rng) ? READ : WRITE;
 		if (has_code(page, guest_shared.nr_pages_a) && guest_random_bool(&rng))
 			access = EXEC;
@@ -638,10 +640,10 @@ static struct {
 } ops[NR_OPS] = {
 	[ARM_FEW]	= { "arm few",		30 },
 	[ARM_SOME]	= { "arm by bitmap",	20 },
-	[ARM_MANY]	= { "arm many",		3 },
+	[ARM_MANY]	= { "arm many",		10 },
 	[CLEAR_FEW]	= { "clear few",	20 },
 	[CLEAR_SOME]	= { "clear by bitmap",	20 },
-	[CLEAR_MANY]	= { "clear many",	8 },
+	[CLEAR_MANY]	= { "clear many",	20 },
 	[COLLAPSE]	= { "collapse",		5 },
 	[GET]		= { "get",		10 },
 	[DISCARD]	= { "discard pages",	5 },
@@ -665,7 +667,7 @@ static enum op pick_op(struct guest_random_state *rng)
 	return i;
 }
 
-static void compact_memory(void)
+static void migrate_pages(void)
 {
 	int fd = open("/proc/sys/vm/compact_memory", O_WRONLY);
 
@@ -679,7 +681,7 @@ static void compact_memory(void)
 static bool do_op(struct guest_random_state *rng, enum op op)
 {
 	u64 flags = rnd(rng, 3) ? 0 : KVM_USERFAULT_COLLAPSE;
-	u64 first = rnd(rng, 2) ? rnd(rng, 16) : rnd(rng, nr_pages);
+	u64 first = rnd(rng, rnd(rng, 2) ? HOT_PAGES : nr_pages);
 	u64 few = 1 + rnd(rng, rnd(rng, 4) ? 8 : 200);
 	u64 none[BITMAP_WORDS] = {};
 	struct pages p;
@@ -696,6 +698,10 @@ static bool do_op(struct guest_random_state *rng, enum op op)
 			return false;
 		break;
 	case ARM_MANY:
+		/* Without a bitmap, mmu_lock is dropped on the way. */
+		if (!lock_run(&p, first, 1 + rnd(rng, nr_pages)))
+			return false;
+		break;
 	case CLEAR_MANY:
 	case GET:
 		if (!lock_some(rng, &p, first, 1 + rnd(rng, nr_pages), 100))
@@ -773,7 +779,7 @@ static bool do_op(struct guest_random_state *rng, enum op op)
 		pthread_mutex_unlock(&slots_mutex);
 		break;
 	case COMPACT:
-		compact_memory();
+		migrate_pages();
 		break;
 	default:
 		break;
@@ -878,7 +884,7 @@ static void handle_userfault(struct vcpu_thread *t)
 
 	/* At times somebody else has to clear it. */
 	how = rnd(&t->rng, 10);
-	if (!how || !lock_run(&p, page, how < 4 ? 1 + rnd(&t->rng, 16) : 1)) {
+	if (!how || !lock_run(&p, page, how < 9 ? 1 + rnd(&t->rng, 64) : 1)) {
 		sched_yield();
 		return;
 	}
