@@ -1,0 +1,422 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Hostile input for KVM userfault: the two ioctls, and resolves on KVM_RUN.
+ *
+ * Threads call the ioctls with structs that are nearly right, or not at all, whose
+ * pointers lead to memory that is missing, read-only, comes and goes, or belongs to
+ * nobody, for ranges from a page to the whole address space, among them a memslot
+ * of a size that no machine has.  Another thread scribbles over the kvm_run of a
+ * vCPU that resolves its exits.
+ *
+ * Little can be said of what comes of it, but that it is one of few errors, and that
+ * - what nobody may touch stays as it is: a memslot that is armed, and that neither
+ *   a range nor a resolve, at most 2 MiB around a fault, can reach;
+ * - a vCPU that touches nothing of all that goes on undisturbed;
+ * - afterwards all works as ever;
+ * - who is killed in the middle of it is gone.
+ * The rest is for the kernel to complain about.
+ */
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <linux/sizes.h>
+
+#include "kvm_syscalls.h"
+#include "kvm_userfault_util.h"
+#include "kvm_util.h"
+#include "processor.h"
+#include "test_util.h"
+#include "ucall_common.h"
+
+#define SLOT		10
+#define NR_FUZZERS	2
+#define NR_PAGES	300UL
+
+/* Where memslots are: fuzzed, without the flag, gigantic, and not to be touched. */
+#define GPA		(4ull << 30)
+#define PLAIN_GPA	(5ull << 30)
+#define QUIET_GPA	(6ull << 30)
+#define HUGE_GPA	(1ull << 36)
+
+static struct kvm_vm *vm;
+static struct kvm_vcpu *vcpus[2];
+static u64 psz, huge_size;
+static void *maps[4];
+static bool stop, stop_scribbling;
+static u64 nr_calls, nr_good, nr_runs, nr_exits, longest_ns;
+static u64 guest_rounds, guest_nr_pages = NR_PAGES, guest_psz, guest_stop;
+
+/* Touch all of the memory that is fuzzed, for ever. */
+static void guest_victim(void)
+{
+	u64 i;
+
+	for (;;) {
+		for (i = 0; i < guest_nr_pages; i++)
+			WRITE_ONCE(*(u64 *)(GPA + i * guest_psz), i);
+		GUEST_SYNC(0);
+	}
+}
+
+/* Touch none of it. */
+static void guest_bystander(void)
+{
+	while (!READ_ONCE(guest_stop)) {
+		WRITE_ONCE(*(u64 *)PLAIN_GPA, guest_rounds);
+		WRITE_ONCE(guest_rounds, guest_rounds + 1);
+	}
+	GUEST_DONE();
+}
+
+static u64 rnd(struct guest_random_state *rng, u64 nr)
+{
+	return guest_random_u64(rng) % nr;
+}
+
+static u64 random_gpa(struct guest_random_state *rng)
+{
+	const u64 bases[] = {
+		0, GPA, PLAIN_GPA, HUGE_GPA, HUGE_GPA + huge_size, -SZ_4G, 1ull << 52,
+	};
+	u64 gpa = bases[rnd(rng, ARRAY_SIZE(bases))] + (rnd(rng, 5) - 2) * psz * rnd(rng, 200);
+
+	/* Never below or above what is quiet by less than a resolve reaches. */
+	return rnd(rng, 20) ? gpa : gpa + rnd(rng, psz);
+}
+
+static u64 random_size(struct guest_random_state *rng)
+{
+	switch (rnd(rng, 8)) {
+	case 0:
+		return 0;
+	case 1:
+		return guest_random_u64(rng) >> (rnd(rng, 20) ? 32 : 0);
+	case 2:
+		return rnd(rng, 20) ? psz : -psz;
+	case 3:
+		/* It takes seconds, where all is emulated. */
+		return rnd(rng, 20) ? SZ_1G : huge_size;
+	case 4:
+		return guest_random_u32(rng) & -psz;
+	default:
+		return (1 + rnd(rng, 400)) * psz;
+	}
+}
+
+static u64 random_pointer(struct guest_random_state *rng)
+{
+	u64 map = (u64)maps[rnd(rng, ARRAY_SIZE(maps))];
+
+	switch (rnd(rng, 10)) {
+	case 0:
+		return 0;
+	case 1:
+		return guest_random_u64(rng) & -8ull;
+	case 2:
+		return BIT(47) - rnd(rng, SZ_64K);
+	case 3:
+		return -rnd(rng, SZ_64K) & -8ull;
+	case 4:
+		return map + rnd(rng, SZ_1M);
+	default:
+		/* To be read, or written, up to the end of the mapping and beyond. */
+		return map + (rnd(rng, SZ_1M) & -8ull);
+	}
+}
+
+static bool overlaps_quiet(const struct kvm_userfault_range *range)
+{
+	u64 end = range->gpa + range->size;
+
+	return range->gpa < QUIET_GPA + NR_PAGES * psz && (end > QUIET_GPA || end < range->gpa);
+}
+
+static void *fuzz(void *arg)
+{
+	struct guest_random_state rng = new_guest_random_state((unsigned long)arg);
+	struct kvm_userfault_range good, *range;
+	u64 *words = (u64 *)&good;
+	struct timespec start;
+	int r, err;
+	u64 ns;
+
+	while (!READ_ONCE(stop)) {
+		bool set = rnd(&rng, 3);
+
+		memset(&good, 0, sizeof(good));
+		good.gpa = random_gpa(&rng);
+		good.size = random_size(&rng);
+		good.flags = set ? rnd(&rng, USERFAULT_SET_FLAGS + 1) : 0;
+		if (good.flags & KVM_USERFAULT_BITMAP || !set)
+			good.bitmap = random_pointer(&rng);
+		if (!rnd(&rng, 10))
+			words[rnd(&rng, sizeof(good) / sizeof(u64))] = guest_random_u64(&rng);
+		if (set && overlaps_quiet(&good))
+			continue;
+
+		/* The struct itself may lie anywhere, but not where GET has written. */
+		range = &good;
+		if (!rnd(&rng, 10))
+			range = maps[1 + rnd(&rng, 2)] + rnd(&rng, SZ_1M);
+
+		clock_gettime(CLOCK_MONOTONIC, &start);
+		r = ioctl(vm->fd, set ? KVM_SET_USERFAULT_RANGE : KVM_GET_USERFAULT_RANGE, range);
+		err = r ? errno : 0;
+		ns = timespec_to_ns(timespec_elapsed(start));
+		if (ns > READ_ONCE(longest_ns))
+			WRITE_ONCE(longest_ns, ns);
+
+		TEST_ASSERT(!err || err == EINVAL || err == ENOENT || err == EFAULT || err == EINTR,
+			    "errno %d: gpa 0x%llx size 0x%llx flags 0x%llx bitmap 0x%llx", err,
+			    good.gpa, good.size, good.flags, good.bitmap);
+		TEST_ASSERT(err != ENOENT || set, "GET: ENOENT");
+		__atomic_fetch_add(&nr_calls, 1, __ATOMIC_RELAXED);
+		__atomic_fetch_add(&nr_good, !err, __ATOMIC_RELAXED);
+	}
+	return NULL;
+}
+
+/* One mapping comes and goes, while others have it in use. */
+static void *remap(void *arg)
+{
+	static const int prots[] = { PROT_NONE, PROT_READ, PROT_READ | PROT_WRITE };
+	int i;
+
+	for (i = 0; !READ_ONCE(stop); i++) {
+		mprotect(maps[3] + i % 16 * SZ_64K, SZ_64K, prots[i % 3]);
+		if (!(i % 7))
+			madvise(maps[3], SZ_1M, MADV_DONTNEED);
+		usleep(50);
+	}
+	return NULL;
+}
+
+static void *scribble(void *arg)
+{
+	struct guest_random_state rng = new_guest_random_state((unsigned long)arg);
+	struct kvm_run *run = vcpus[0]->run;
+
+	while (!READ_ONCE(stop_scribbling)) {
+		switch (rnd(&rng, 6)) {
+		case 0:
+			WRITE_ONCE(run->memory_fault.flags, guest_random_u64(&rng));
+			break;
+		case 1:
+			WRITE_ONCE(run->memory_fault.gpa, random_gpa(&rng));
+			break;
+		case 2:
+			WRITE_ONCE(run->memory_fault.size, random_size(&rng));
+			break;
+		case 3:
+			WRITE_ONCE(run->exit_reason, rnd(&rng, 50));
+			break;
+		case 4:
+			WRITE_ONCE(run->immediate_exit, rnd(&rng, 2));
+			break;
+		default:
+			WRITE_ONCE(run->memory_fault.flags,
+				   KVM_MEMORY_EXIT_FLAG_USERFAULT | KVM_MEMORY_EXIT_FLAG_RESOLVED);
+			break;
+		}
+		usleep(rnd(&rng, 50));
+	}
+	return NULL;
+}
+
+static void *run_victim(void *arg)
+{
+	struct guest_random_state rng = new_guest_random_state((unsigned long)arg);
+	struct kvm_vcpu *vcpu = vcpus[0];
+	int r;
+
+	while (!READ_ONCE(stop)) {
+		r = __vcpu_run(vcpu);
+		nr_runs++;
+		if (!r)
+			continue;
+
+		TEST_ASSERT(errno == EFAULT || errno == EINTR || errno == EINVAL,
+			    "KVM_RUN: errno %d", errno);
+		/* What is in kvm_run may be another's. */
+		nr_exits += errno == EFAULT;
+		if (rnd(&rng, 3))
+			vcpu_userfault_resolve(vcpu, random_gpa(&rng), random_size(&rng));
+		else if (rnd(&rng, 2))
+			vcpu_userfault_resolve(vcpu, vcpu->run->memory_fault.gpa & -psz, psz);
+		else
+			__vm_userfault_set(vm, GPA, NR_PAGES * psz, 0, NULL);
+	}
+	return NULL;
+}
+
+static void *run_bystander(void *arg)
+{
+	struct ucall uc;
+
+	TEST_ASSERT(!_vcpu_run(vcpus[1]), "The other vCPU: errno %d exit reason %u", errno,
+		    vcpus[1]->run->exit_reason);
+	TEST_ASSERT_EQ(get_ucall(vcpus[1], &uc), UCALL_DONE);
+	return NULL;
+}
+
+static void add_slot(int slot, gpa_t gpa, u64 size, u32 flags)
+{
+	void *hva = kvm_mmap(size, PROT_READ | PROT_WRITE,
+			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
+
+	vm_set_user_memory_region(vm, SLOT + slot, flags, gpa, size, hva);
+}
+
+static void create_vm(void)
+{
+	void *code[] = { guest_victim, guest_bystander };
+	int i;
+
+	vm = __vm_create_with_vcpus(VM_SHAPE_DEFAULT, 2, NR_PAGES, guest_victim, vcpus);
+	psz = max_t(u64, vm->page_size, getpagesize());
+	for (i = 0; i < 2; i++)
+		vcpu_arch_set_entry_point(vcpus[i], code[i]);
+
+	/* KVM has tables for a memslot by its size, without TDP MMU larger ones. */
+	huge_size = 1ull << 34;
+#ifdef __x86_64__
+	if (kvm_is_tdp_enabled() && get_kvm_param_bool("tdp_mmu"))
+		huge_size = 1ull << 40;
+	huge_size = min_t(u64, huge_size, (vm->max_gfn << vm->page_shift) - HUGE_GPA);
+#endif
+	add_slot(0, GPA, NR_PAGES * psz, KVM_MEM_USERFAULT);
+	add_slot(1, PLAIN_GPA, NR_PAGES * psz, 0);
+	add_slot(2, QUIET_GPA, NR_PAGES * psz, KVM_MEM_USERFAULT | KVM_MEM_USERFAULT_ARMED);
+	add_slot(3, HUGE_GPA, huge_size, KVM_MEM_USERFAULT);
+	virt_map(vm, GPA, GPA, NR_PAGES * psz / vm->page_size);
+	virt_map(vm, PLAIN_GPA, PLAIN_GPA, 1);
+	write_guest_global(vm, guest_psz, psz);
+}
+
+/* After it there is nothing: to GET a lot would fill all memory that there is. */
+static void *map_with_end(int prot)
+{
+	void *map = kvm_mmap(2 * SZ_1M, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+
+	TEST_ASSERT(!mprotect(map, SZ_1M, prot), "mprotect(): errno %d", errno);
+	return map;
+}
+
+/* Killed in the middle of a long call, it has to die: the parent waits for that. */
+static void test_kill(void)
+{
+	struct timespec start;
+	int i, status;
+	pid_t pid;
+
+	for (i = 0; i < 3; i++) {
+		pid = fork();
+		TEST_ASSERT(pid >= 0, "fork(): errno %d", errno);
+		if (!pid) {
+			create_vm();
+			for (;;) {
+				vm_userfault_arm(vm, HUGE_GPA, huge_size);
+				vm_userfault_clear(vm, HUGE_GPA, huge_size);
+			}
+		}
+		usleep(300000);
+		clock_gettime(CLOCK_MONOTONIC, &start);
+		kill(pid, SIGKILL);
+		TEST_ASSERT(waitpid(pid, &status, 0) == pid && WIFSIGNALED(status), "waitpid()");
+		printf("Killed: gone after %lu ms\n",
+		       timespec_to_ns(timespec_elapsed(start)) / 1000000);
+	}
+}
+
+static void check_quiet(void)
+{
+	u8 armed[DIV_ROUND_UP(NR_PAGES, 8)];
+	u64 i;
+
+	vm_userfault_get(vm, QUIET_GPA, NR_PAGES * psz, armed);
+	for (i = 0; i < NR_PAGES; i++)
+		TEST_ASSERT(armed[i / 8] & BIT(i % 8), "Page %lu is clear", i);
+}
+
+int main(int argc, char *argv[])
+{
+	u32 seed = time(NULL) ^ getpid() << 16;
+	int opt, i, seconds = 10;
+	pthread_t threads[NR_FUZZERS + 1], scribbler, victim, bystander;
+	u64 *rounds, before;
+
+	while ((opt = getopt(argc, argv, "hr:s:")) != -1) {
+		switch (opt) {
+		case 'r':
+			seed = strtoul(optarg, NULL, 0);
+			break;
+		case 's':
+			seconds = atoi_positive("Seconds", optarg);
+			break;
+		default:
+			printf("usage: %s [-r seed] [-s seconds]\n", argv[0]);
+			return KSFT_FAIL;
+		}
+	}
+	TEST_REQUIRE_USERFAULT();
+	printf("Seed 0x%x\n", seed);
+	fflush(stdout);
+
+	test_kill();
+
+	create_vm();
+	for (i = 0; i < ARRAY_SIZE(maps); i++)
+		maps[i] = map_with_end(i == 1 ? PROT_READ : i == 2 ? PROT_NONE :
+				       PROT_READ | PROT_WRITE);
+	rounds = addr_gva2hva(vm, (gva_t)&guest_rounds);
+
+	pthread_create(&bystander, NULL, run_bystander, NULL);
+	pthread_create(&victim, NULL, run_victim, (void *)(seed + 1ul));
+	pthread_create(&scribbler, NULL, scribble, (void *)(seed + 2ul));
+	pthread_create(&threads[0], NULL, remap, NULL);
+	for (i = 1; i <= NR_FUZZERS; i++)
+		pthread_create(&threads[i], NULL, fuzz, (void *)(seed + 2ul + i));
+
+	/* However slow it is, all of them get something done. */
+	for (i = 0; i < seconds || READ_ONCE(nr_calls) < 200 || READ_ONCE(nr_exits) < 20; i++) {
+		before = READ_ONCE(*rounds);
+		sleep(1);
+		check_quiet();
+		while (READ_ONCE(*rounds) == before)
+			usleep(1000);
+	}
+
+	WRITE_ONCE(stop, true);
+	for (i = 0; i <= NR_FUZZERS; i++)
+		pthread_join(threads[i], NULL);
+	/* It may be in the guest for good, now that nothing gets armed. */
+	pthread_join(victim, NULL);
+	WRITE_ONCE(stop_scribbling, true);
+	pthread_join(scribbler, NULL);
+	check_quiet();
+
+	/* All as ever: clear, run; arm, exit. */
+	vcpus[0]->run->immediate_exit = 0;
+	vcpus[0]->run->memory_fault.flags = 0;
+	vm_userfault_clear(vm, GPA, NR_PAGES * psz);
+	vcpu_run_to_sync(vcpus[0]);
+	vcpu_run_to_sync(vcpus[0]);
+	TEST_ASSERT_EQ(vm_userfault_arm(vm, GPA, NR_PAGES * psz), NR_PAGES);
+	assert_userfault_exit(vcpus[0], GPA, KVM_MEMORY_EXIT_FLAG_WRITE);
+	write_guest_global(vm, guest_stop, 1);
+	pthread_join(bystander, NULL);
+
+	printf("%lu calls, %lu of them fine, the longest %lu ms; %lu runs, %lu exits; %lu rounds\n",
+	       nr_calls, nr_good, longest_ns / 1000000, nr_runs, nr_exits, *rounds);
+	kvm_vm_free(vm);
+	return 0;
+}
