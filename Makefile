@@ -3,13 +3,13 @@
 
 MAKEFLAGS += --no-print-directory
 TOOLS := tools/kvm_userfault
-export ARCH DEBUG KERNEL_TARBALL BUILD ACCEL APPEND MEM SMP QEMU_ARGS TIMEOUT PAGES
+export ARCH DEBUG KERNEL_TARBALL BUILD ACCEL APPEND MEM SMP QEMU_ARGS TIMEOUT PAGES MINUTES KERNELS
 
 # What make vm boots; it is made only where there is none, so that the program's output stands alone.
-BUILT := $(or $(BUILD),build)/$(or $(ARCH),x86_64)$(if $(DEBUG),-debug)/kernel/arch/*/boot/*Image
+BUILT := $(or $(BUILD),build)/$(or $(ARCH),x86_64)$(if $(DEBUG),-$(if $(filter kcsan,$(DEBUG)),kcsan,debug))/kernel/arch/*/boot/*Image
 
 help:		## this list
-	@sed -n 's/^\([a-z]*\):[^#]*## */\1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\):[^#]*## */\1\t/p' Makefile | expand -t 12
 	@echo "With ARCH=x86_64 (default) or arm64, DEBUG=1 (slow checks in the kernel), BUILD=directory."
 
 run: selftests	## boot a VM and demand-page a guest in it through the ioctl; sets up all it needs
@@ -17,6 +17,9 @@ run: selftests	## boot a VM and demand-page a guest in it through the ioctl; set
 
 check: deps	## everything that must pass, in the end "N passed, N failed, N skipped"
 	@$(TOOLS)/check.sh
+
+check-long: deps	## long random runs on the DEBUG=1 kernel. MINUTES=60 KERNELS="debug kcsan"
+	@$(TOOLS)/check-long.sh
 
 bench: export NEED := bench
 bench: selftests	## count what a fetch costs, and its alternatives: build/bench.json, bench.svg. PAGES=
@@ -46,4 +49,4 @@ clean:		## remove what has been built, keep the tree
 distclean:	## remove the build directory, with the tree
 	@$(TOOLS)/clean.sh tree
 
-.PHONY: help run check bench vm tree refresh kernel selftests deps clean distclean
+.PHONY: help run check check-long bench vm tree refresh kernel selftests deps clean distclean

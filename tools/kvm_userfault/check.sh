@@ -3,6 +3,7 @@
 # Run everything that must pass: the overlay's form, unit tests, builds, and the tests in VMs.
 # Writes build/check.tap and closes with the counts. Names of tests as arguments: only these.
 # A program that fails in a VM is run once more, unless ONCE=1.
+# LIST= takes another list of tests.
 
 . "$(dirname "$0")/lib.sh"
 . "$here/qemu.sh"
@@ -12,6 +13,7 @@ results=$(mktemp)
 tmp=$(mktemp -d)
 trap 'rm -rf "$results" "$tmp"' EXIT
 begin=$(now)
+tests=${LIST:-$here/tests.list}
 huge=/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages
 
 result()
@@ -184,11 +186,11 @@ run_group_twice()
 # The tests of tests.list, one boot for all that have the same kernel parameters.
 vm_tests()
 {
-	sed 's/#.*//' "$here/tests.list" | awk -v arch="$arch" -v only=" $* " '
+	sed 's/#.*//' "$tests" | awk -v arch="$arch" -v only=" $* " '
 		NF && ($1 == "all" || $1 == arch) && (only == "  " || index(only, " " $2 " "))' >"$tmp/tests"
 	for name in "$@"; do
 		awk -v name="$name" '$2 == name { found = 1 } END { exit !found }' "$tmp/tests" ||
-			die "tests.list has no $name for $arch"
+			die "$tests has no $name for $arch"
 	done
 	awk '!seen[$4]++ { print $4 }' "$tmp/tests" >"$tmp/groups"
 	while read -r parameters <&3; do

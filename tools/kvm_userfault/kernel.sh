@@ -1,6 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-only
-# Configure and build the kernel for ARCH, and its headers; with DEBUG=1 a second one of slow checks.
+# Configure and build the kernel for ARCH, and its headers; DEBUG=1: one with slow checks,
+# DEBUG=kcsan: one that looks for data races.
 
 . "$(dirname "$0")/lib.sh"
 
@@ -10,7 +11,7 @@ log=$logs/kernel-$flavour.log
 # On top of allnoconfig; where a symbol comes twice, the last counts.
 fragments()
 {
-	cat "$here/config/kernel.config" "$here/config/$arch.config" ${DEBUG:+"$here/config/debug.config"}
+	cat "$here/config/kernel.config" "$here/config/$arch.config" ${DEBUG:+"$here/config/${flavour#"$arch"-}.config"}
 }
 
 kmake()

@@ -15,7 +15,11 @@ cd "$top"
 tree=$build/tree
 cache=${KVM_USERFAULT_CACHE:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/kvm-userfault}
 arch=${ARCH:-x86_64}
-flavour=$arch${DEBUG:+-debug}
+case ${DEBUG:-} in
+"")	flavour=$arch ;;
+kcsan)	flavour=$arch-kcsan ;;
+*)	flavour=$arch-debug ;;
+esac
 out=$build/$flavour
 logs=$build/log
 jobs=${JOBS:-$(nproc)}
