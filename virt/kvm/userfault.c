@@ -490,7 +490,8 @@ static int userfault_get_range(struct kvm *kvm, struct kvm_userfault_range *rang
 int kvm_vm_ioctl_set_userfault_range(struct kvm *kvm,
 				     struct kvm_userfault_range __user *urange)
 {
-	struct kvm_userfault_range range;
+	/* Do not pay for zeroing what is overwritten at once. */
+	struct kvm_userfault_range range __uninitialized;
 	u64 gpa, size;
 	int r;
 
