@@ -1,7 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-only
-# Configure and build the kernel for ARCH, and its headers; DEBUG=1: one with slow checks,
-# DEBUG=kcsan: one that looks for data races.
+# Configure and build the kernel for ARCH, and its headers. DEBUG=1: one with slow checks, DEBUG=kcsan:
+# one that looks for data races, VARIANT=lockstat: one that counts its locks, VARIANT=off: one
+# without CONFIG_KVM_USERFAULT.
 
 . "$(dirname "$0")/lib.sh"
 
@@ -11,7 +12,8 @@ log=$logs/kernel-$flavour.log
 # On top of allnoconfig; where a symbol comes twice, the last counts.
 fragments()
 {
-	cat "$here/config/kernel.config" "$here/config/$arch.config" ${DEBUG:+"$here/config/${flavour#"$arch"-}.config"}
+	cat "$here/config/kernel.config" "$here/config/$arch.config"
+	[ ! -e "$here/config/$variant.config" ] || cat "$here/config/$variant.config"
 }
 
 kmake()
@@ -29,12 +31,20 @@ check_config()
 			END { for (name in last) print last[name] }' |
 		grep -Fvx -f "$o/.config" | sort | tr '\n' ' ') || :
 	[ -z "$lost" ] || die "Kconfig dropped: $lost(a dependency is missing; see $o/.config)"
-	! grep -q 'select KVM_USERFAULT$' "$tree/arch/$karch/kvm/Kconfig" ||
+	if [ "$variant" = off ]; then
+		! grep -q 'CONFIG_KVM_USERFAULT=y' "$o/.config" || die "CONFIG_KVM_USERFAULT is set"
+	elif grep -q 'select KVM_USERFAULT$' "$tree/arch/$karch/kvm/Kconfig"; then
 		grep -qx 'CONFIG_KVM_USERFAULT=y' "$o/.config" ||
-		die "CONFIG_KVM_USERFAULT is not set, though $karch selects it"
+			die "CONFIG_KVM_USERFAULT is not set, though $karch selects it"
+	fi
 }
 
 mkdir -p "$o"
+# Architectures select it, nobody is asked. Kconfig looks for its files here before it looks in the tree.
+if [ "$variant" = off ]; then
+	mkdir -p "$o/arch/$karch/kvm"
+	sed '/select KVM_USERFAULT$/d' "$tree/arch/$karch/kvm/Kconfig" >"$o/arch/$karch/kvm/Kconfig"
+fi
 fragments >"$o/fragments.new"
 if ! cmp -s "$o/fragments.new" "$o/fragments" || [ ! -e "$o/.config" ]; then
 	need_space "$build" 1500 "the kernel build"

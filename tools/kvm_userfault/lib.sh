@@ -15,11 +15,13 @@ cd "$top"
 tree=$build/tree
 cache=${KVM_USERFAULT_CACHE:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/kvm-userfault}
 arch=${ARCH:-x86_64}
+# Kernels other than the plain one: debug (DEBUG=1) with slow checks, kcsan (DEBUG=kcsan) that looks
+# for data races; off and lockstat, with which bench.sh compares.
 case ${DEBUG:-} in
-"")	flavour=$arch ;;
-kcsan)	flavour=$arch-kcsan ;;
-*)	flavour=$arch-debug ;;
+""|kcsan)	variant=${VARIANT:-${DEBUG:-}} ;;
+*)		variant=debug ;;
 esac
+flavour=$arch${variant:+-$variant}
 out=$build/$flavour
 logs=$build/log
 jobs=${JOBS:-$(nproc)}
