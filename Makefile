@@ -23,6 +23,8 @@ check-long: deps	## long random runs on the DEBUG=1 kernel. MINUTES=60 KERNELS="
 
 bench: export NEED := bench
 bench: selftests	## count what a fetch costs, and its alternatives: build/bench.json, bench.svg. PAGES=
+	@VARIANT=off $(TOOLS)/kernel.sh
+	@VARIANT=lockstat $(TOOLS)/kernel.sh
 	@$(TOOLS)/bench.sh
 
 vm: $(if $(wildcard $(BUILT)),,kernel)	## EXEC=program [ARGS="..."]: run it under our kernel; alone: a shell. APPEND= MEM= SMP= QEMU_ARGS= TIMEOUT=

@@ -6,7 +6,7 @@
 # results. Lines that measured the same are averaged; the spread is that of the kind's first result.
 
 BEGIN {
-	n = split("arch mode backing uffd vcpus pages mapped method exit config", names, " ")
+	n = split("arch mode backing uffd same vcpus pages mapped method exit config gib where threads", names, " ")
 	for (i = 1; i <= n; i++)
 		identity[names[i]] = 1
 }
@@ -76,11 +76,11 @@ function thousands(x,    s, out)
 	return s out
 }
 
-function write_json(    k, i, j, id, nf, f, v, first, line, kinds)
+function write_json(    nk, k, i, j, id, nf, f, v, first, line, kinds)
 {
-	split("fetch clear arm poison off", kinds, " ")
+	nk = split("fetch clear arm poison off locks memory bitmap", kinds, " ")
 	printf "{\n \"insns\": \"executed instructions, guest included\"" >json
-	for (k = 1; k <= 5; k++) {
+	for (k = 1; k <= nk; k++) {
 		printf ",\n \"%s\": [", kinds[k] >json
 		first = 1
 		for (i = 1; i <= nr_ids; i++) {
@@ -105,6 +105,13 @@ function write_json(    k, i, j, id, nf, f, v, first, line, kinds)
 	close(json)
 }
 
+# What a line of a table is about; the second word is the memory, and whether the pages are the same.
+function key_of(id)
+{
+	return value[id, "mode"] " " value[id, "backing"] (value[id, "same"] == "true" ? ",same" : "") " " \
+		value[id, "uffd"]
+}
+
 # The modes and numbers of vCPUs that were measured, in the order of the first round.
 function collect(    i, id, key)
 {
@@ -113,7 +120,7 @@ function collect(    i, id, key)
 		arch = value[id, "arch"]
 		if (kind[id] != "fetch")
 			continue
-		key = value[id, "mode"] " " value[id, "backing"] " " value[id, "uffd"]
+		key = key_of(id)
 		at[key, value[id, "vcpus"]] = id
 		if (!(key in seen_key)) {
 			seen_key[key] = 1
@@ -139,18 +146,17 @@ function fetch_cell(key, vcpus)
 	return thousands(mean(at[key, vcpus], "insns_per_page"))
 }
 
-function table_fetch(    backing, k, v, key, id, f, backings, b)
+function table_fetch(    n, k, v, id, f, backings, b)
 {
-	split("anon shmem", backings, " ")
-	for (b = 1; b <= 2; b++) {
-		backing = backings[b]
-		printf "\nInstructions per page fetched, %s memory, by number of vCPUs\n\n%-22s", backing, ""
+	n = split("anon shmem guest_memfd anon,same", backings, " ")
+	for (b = 1; b <= n; b++) {
+		printf "\nInstructions per page fetched, %s, by number of vCPUs\n\n%-22s", memory_name(backings[b]), ""
 		for (v = 1; v <= nr_vcpus; v++)
 			printf " %9d", vcpus[v]
 		print ""
 		for (k = 1; k <= nr_keys; k++) {
 			split(keys[k], f, " ")
-			if (f[2] != backing)
+			if (f[2] != backings[b])
 				continue
 			printf "%-22s", label(keys[k])
 			for (v = 1; v <= nr_vcpus; v++)
@@ -175,6 +181,50 @@ function table_fetch(    backing, k, v, key, id, f, backings, b)
 	}
 }
 
+function memory_name(backing)
+{
+	if (backing == "anon,same")
+		return "anon memory, all vCPUs on the same pages"
+	return backing " memory"
+}
+
+function table_locks(    i, id, any)
+{
+	for (i = 1; i <= nr_ids; i++) {
+		id = order[i]
+		if (kind[id] != "locks")
+			continue
+		if (!any++) {
+			print "\nLocks taken per page, 4 vCPUs on 4 CPUs that run at the same time; and how often one was waited for\n"
+			printf "%-34s %9s %9s %9s %9s %9s %9s\n", "", "mmu_lock", "mmu_lock", "slots_", "mmap_", "mmap_", "uffd's"
+			printf "%-34s %9s %9s %9s %9s %9s %9s %9s\n", "", "read", "write", "lock", "read", "write", "queues", "waits"
+		}
+		printf "%-34s %9.2f %9.4f %9.4f %9.2f %9.4f %9.2f %9.4f\n",
+			label(key_of(id)) ", " value[id, "backing"] (value[id, "same"] == "true" ? " same" : ""),
+			mean(id, "mmu_lock_read"), mean(id, "mmu_lock_write"), mean(id, "slots_lock_write"),
+			mean(id, "mmap_lock_read"), mean(id, "mmap_lock_write"), mean(id, "uffd_queues_write"),
+			mean(id, "mmu_lock_contended") + mean(id, "slots_lock_contended") + \
+				mean(id, "mmap_lock_contended") + mean(id, "uffd_queues_contended")
+	}
+}
+
+function table_others(    i, id, any)
+{
+	for (i = 1; i <= nr_ids; i++) {
+		id = order[i]
+		if (kind[id] == "memory")
+			printf "\nMemory: %.1f KiB per GiB of guest memory\n", mean(id, "kib_per_gib")
+	}
+	for (i = 1; i <= nr_ids; i++) {
+		id = order[i]
+		if (kind[id] != "bitmap")
+			continue
+		if (!any++)
+			print "\nNanoseconds to change a bit, on this machine (its load shows)\n"
+		printf "%-12s %2d threads %8.1f\n", value[id, "where"], value[id, "threads"], mean(id, "ns_per_change")
+	}
+}
+
 function table_ranges(    i, id, pages, nr, list, column, j, cell)
 {
 	for (i = 1; i <= nr_ids; i++) {
@@ -192,10 +242,10 @@ function table_ranges(    i, id, pages, nr, list, column, j, cell)
 		return
 	printf "\nKVM_SET_USERFAULT_RANGE, instructions of the system call (one that does nothing: %d)\n\n",
 		null_ioctl
-	printf "%10s %12s %16s %16s\n", "pages", "clear", "arm, not mapped", "arm, mapped 4K"
+	printf "%10s %12s %16s %16s %16s\n", "pages", "clear", "arm, not mapped", "arm, mapped 4K", "arm, mapped 2M"
 	for (j = 1; j <= nr; j++)
-		printf "%10s %12s %16s %16s\n", thousands(list[j]), cell[list[j], "clear"],
-			cell[list[j], "none"], cell[list[j], "4k"]
+		printf "%10s %12s %16s %16s %16s\n", thousands(list[j]), cell[list[j], "clear"],
+			cell[list[j], "none"], cell[list[j], "4k"], cell[list[j], "2m"]
 }
 
 function table_poison(    i, id, any)
@@ -226,13 +276,18 @@ function table_off(    i, id, any)
 {
 	for (i = 1; i <= nr_ids; i++) {
 		id = order[i]
-		if (kind[id] != "off" || value[id, "vcpus"] > 2)
+		if (kind[id] != "off")
 			continue
 		if (!any++)
-			print "\nPlain faults, instructions per page\n"
-		printf "%-10s %-8s %2d vCPUs %9.1f\n", value[id, "config"], value[id, "backing"],
-			value[id, "vcpus"], mean(id, "insns_per_page")
+			print "\nPlain faults, instructions of an access: median of all, and mean\n"
+		printf "%-10s %-8s %9.1f %9.1f\n", value[id, "config"], value[id, "backing"],
+			mean(id, "insns_per_page"), mean(id, "mean")
 	}
+}
+
+function figure(x)
+{
+	return x < 100 ? sprintf("%.2f", x) : thousands(x)
 }
 
 function say_spread(    i, id, bad)
@@ -247,18 +302,32 @@ function say_spread(    i, id, bad)
 			continue
 		if (!bad++)
 			print "\nMore than 1 % between the two rounds (lowest, highest):\n"
-		printf "%5.1f %%  %s: %s, %s\n", spread(id), id, thousands(low[id]), thousands(high[id])
+		printf "%5.1f %%  %s: %s, %s\n", spread(id), id, figure(low[id]), figure(high[id])
 	}
 	printf "\n%d figures, each measured twice: %d differ by more than 1 %%, the largest difference is %.1f %%\n",
 		nr_ids, bad, worst
 }
 
-function write_plot(    k, v, f, i, id, sep)
+# @y: the column, or an expression.
+function plot_fetch(y,    k, f, sep)
+{
+	printf "plot " >svg
+	for (k = 1; k <= nr_keys; k++) {
+		split(keys[k], f, " ")
+		if (f[2] != "anon")
+			continue
+		printf "%s$fetch%d using 1:%s with linespoints title '%s' noenhanced", sep, k, y, label(keys[k]) >svg
+		sep = ", "
+	}
+	print "" >svg
+}
+
+function write_plot(    k, v, f, i, id)
 {
 	printf "" >svg
-	print "set terminal svg size 900,1000 dynamic enhanced background 'white'" >svg
+	print "set terminal svg size 900,1400 dynamic enhanced background 'white'" >svg
 	print "set output 'bench.svg'" >svg
-	print "set multiplot layout 2,1" >svg
+	print "set multiplot layout 3,1" >svg
 	print "set title 'Instructions per page fetched (" arch ", anonymous memory)' noenhanced" >svg
 	print "set xlabel 'vCPUs'; set ylabel 'instructions'; set logscale x 2; set yrange [0:*]" >svg
 	print "set key outside right; set grid" >svg
@@ -272,15 +341,10 @@ function write_plot(    k, v, f, i, id, sep)
 				print vcpus[v], mean(at[keys[k], vcpus[v]], "insns_per_page") >svg
 		print "EOD" >svg
 	}
-	printf "plot " >svg
-	for (k = 1; k <= nr_keys; k++) {
-		split(keys[k], f, " ")
-		if (f[2] != "anon")
-			continue
-		printf "%s$fetch%d with linespoints title '%s' noenhanced", sep, k, label(keys[k]) >svg
-		sep = ", "
-	}
-	print "" >svg
+	plot_fetch("2")
+	print "set title 'Pages per million instructions'; set ylabel 'pages'" >svg
+	plot_fetch("(1e6 / $2)")
+	print "set ylabel 'instructions'" >svg
 	print "$poison << EOD" >svg
 	for (i = 1; i <= nr_ids; i++) {
 		id = order[i]
@@ -306,6 +370,8 @@ END {
 	table_ranges()
 	table_poison()
 	table_off()
+	table_others()
+	table_locks()
 	print "\nCounted: every instruction executed, guest included; an iteration of a string instruction counts"
 	print "as one (\"strings\": those by which the program copies pages, the kernel's own are not told apart)."
 	print "NOT shown by counting instructions on one CPU: cache and TLB misses, the latency of real exits,"

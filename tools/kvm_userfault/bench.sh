@@ -2,20 +2,21 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # Measure what KVM userfault costs, by userfault_bench in VMs whose clock counts instructions.
 #
-# Everything is measured twice, in two VMs, the second time in reverse order. Writes
-# build/bench.log (what was measured), build/bench.json (the means) and build/bench.svg,
-# and prints tables. PAGES= is how many pages each vCPU fetches, without it 4096.
+# Everything is measured twice, in two VMs, the second time in reverse order: on the plain kernel; plain
+# faults also on one without CONFIG_KVM_USERFAULT; locks, with four CPUs that run at the same time, on one
+# with CONFIG_LOCK_STAT; what contended bits cost, on this machine's own cores. Writes build/bench.log (what
+# was measured), build/bench.json (the means) and build/bench.svg, prints tables, and fails if anything
+# is missing. PAGES= is how many pages each vCPU fetches, a multiple of 128, without it 4096.
 
 . "$(dirname "$0")/lib.sh"
 . "$here/qemu.sh"
 
 tmp=$(mktemp -d)
-jobs_running=
 # shellcheck disable=SC2317
 clean_up()
 {
-	for i in 1 2; do
-		[ ! -s "$tmp/$i/pid" ] || kill "$(cat "$tmp/$i/pid")" || :
+	for pid in "$tmp"/*/pid; do
+		[ ! -s "$pid" ] || kill "$(cat "$pid")" 2>/dev/null || :
 	done
 	rm -rf "$tmp"
 }
@@ -23,87 +24,142 @@ trap clean_up EXIT
 trap 'exit 130' INT TERM
 begin=$(now)
 huge=/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages
-
-# One CPU, one instruction each nanosecond, and idle time is skipped.
-ACCEL=tcg,thread=single
-SMP=1
+pages=${PAGES:-4096}
+all_vcpus="1 2 4 8 16"
 MEM=${MEM:-4G}
-QEMU_ARGS="-icount shift=0,sleep=off"
 
-# One program for each line: name, seconds, settings, arguments.
-programs()
+# The list of a group has one program for each line: name, settings, arguments.
+main_list()
 {
-	echo "clear 600 - clear"
-	[ "$arch" != x86_64 ] || echo "poison 900 huge=520 poison"
-	for vcpus in 1 2 4 8 16; do
-		echo "fetch_${vcpus}_vcpus 3600 - fetch -v $vcpus -n ${PAGES:-4096}"
+	echo "clear huge=520 clear"
+	echo "memory - memory"
+	[ "$arch" != x86_64 ] || echo "poison huge=520 poison"
+	off_list
+	for vcpus in $all_vcpus; do
+		echo "fetch_${vcpus}_vcpus - fetch -v $vcpus -n $pages"
+		# Of these there are many: keep to 4096 pages for each program and 4 vCPUs.
+		n=$pages
+		[ "$vcpus" -le 2 ] || n=$((pages / 4))
+		echo "fetch_${vcpus}_vcpus_shmem - fetch -v $vcpus -n $n -s shmem"
+		echo "fetch_${vcpus}_vcpus_guest_memfd - fetch -v $vcpus -n $n -s guest_memfd"
+		[ "$vcpus" -eq 1 ] || echo "fetch_${vcpus}_vcpus_same - fetch -v $vcpus -n $pages -S"
 	done
-	echo "fetch_2_vcpus_shmem 3600 - fetch -v 2 -n ${PAGES:-4096} -s shmem"
 }
 
-# round N LIST: boot, run the list, leave the report in $tmp/N/report.
+off_list()
+{
+	echo "off_anon - off -n $pages"
+	echo "off_shmem - off -n $pages -s shmem"
+}
+
+locks_list()
+{
+	echo "locks - fetch -v 4 -n $((pages / 8))"
+	echo "locks_same - fetch -v 4 -n $((pages / 8)) -S"
+	echo "locks_guest_memfd - fetch -v 4 -n $((pages / 8)) -s guest_memfd"
+}
+
+# round GROUP N VARIANT: boot that kernel, run the group's list, leave the report in $tmp/GROUP.N/report.
 round()
 {
-	mkdir "$tmp/$1"
-	job list >"$tmp/$1/job"
-	while read -r name seconds settings args; do
+	dir=$tmp/$1.$2
+	mkdir "$dir"
+	"$1_list" >"$dir/list"
+	# The other way around; within a program -r does that.
+	[ "$2" = 1 ] ||
+		sed '1!G; h; $!d' "$dir/list" | sed '/ \(fetch\|off\|poison\)/s/$/ -r/' >"$dir/reversed"
+	[ "$2" = 1 ] || mv "$dir/reversed" "$dir/list"
+	job list >"$dir/job"
+	while read -r name settings args; do
 		settings=$(echo "$settings" | sed "s|^-$||; s|^huge=|$huge=|")
 		# shellcheck disable=SC2086
-		job_program "$name" "$seconds" "$out/selftests" "$settings" ./userfault_bench $args \
-			>>"$tmp/$1/job"
-	done <"$2"
-	: >"$tmp/$1/report"
-	boot "$tmp/$1" "" -pidfile "$tmp/$1/pid" </dev/null &
-	jobs_running="$jobs_running $!"
+		job_program "$name" 3600 "$out/selftests" "$settings" ./userfault_bench $args >>"$dir/job"
+	done <"$dir/list"
+	: >"$dir/report"
+	kernel=$build/$arch${3:+-$3}/kernel/$image
+	boot "$dir" "" -pidfile "$dir/pid" </dev/null &
+	echo $! >"$dir/waiter"
 }
 
-# Say how the programs end, until both VMs are gone.
-watch_rounds()
+# Say how the programs of a group end, until its VMs are gone.
+watch_group()
 {
 	alive=yes
 	while [ -n "$alive" ]; do
 		sleep 1
 		alive=
-		for pid in $jobs_running; do
-			! kill -0 "$pid" 2>/dev/null || alive=yes
-		done
-		for i in 1 2; do
-			sed -n "s/^E \([^ ]*\) \([^ ]*\) \(.*\)/\1 $i \3/p" "$tmp/$i/report"
+		for dir in "$tmp/$1".*; do
+			! kill -0 "$(cat "$dir/waiter")" 2>/dev/null || alive=yes
+			sed -n "s/^E \([^ ]*\) \([^ ]*\) \(.*\)/\1 ${dir##*.} \3/p" "$dir/report"
 		done >"$tmp/ended"
 		while read -r name i how; do
-			! grep -qx "$name $i" "$tmp/said" || continue
-			echo "$name $i" >>"$tmp/said"
+			! grep -qx "$1 $name $i" "$tmp/said" || continue
+			echo "$1 $name $i" >>"$tmp/said"
 			[ "$how" = "exit 0" ] && how= || how=", FAILED: $how"
 			say "  $name, round $i" "$(since "$begin")$how"
 		done <"$tmp/ended"
 	done
 }
 
-build_init
-programs >"$tmp/list.1"
-# The same in reverse; within a program -r does that.
-sed '1!G; h; $!d' "$tmp/list.1" | sed '/ fetch /s/$/ -r/' >"$tmp/list.2"
-: >"$tmp/said"
-say "two VMs, $(wc -l <"$tmp/list.1") programs each" ""
-round 1 "$tmp/list.1"
-round 2 "$tmp/list.2"
-watch_rounds
-for pid in $jobs_running; do
-	wait "$pid" || :
-done
-jobs_running=
+# collect GROUP: what its programs have printed, into bench.log, unless something went wrong.
+collect()
+{
+	for i in 1 2; do
+		dir=$tmp/$1.$i
+		log=$logs/bench.$1.$i.log
+		cp "$dir/report" "$log"
+		grep -qx D "$dir/report" || {
+			tail -n 20 "$dir/console.log" "$dir/qemu.log" >&2
+			die "the VM of round $i died; see $log"
+		}
+		! grep '^K ' "$dir/report" | grep -E "$splat" >&2 || die "the kernel complained, see above"
+		! grep '^E ' "$dir/report" | grep -v ' exit 0$' >&2 || die "a program failed; see $log"
+		[ "$1" = locks ] || ! grep -q '^O clock exact=false' "$dir/report" ||
+			die "the clock does not count instructions; see $log"
+		sed -n 's/^O \(fetch\|off\|clear\|arm\|poison\|memory\|locks\) \(.*\)/\1 round='"$i"' \2/p' "$dir/report"
+	done >>"$build/bench.log"
+}
 
+bitmap()
+{
+	for i in 1 2; do
+		make -s -C tools/testing/kvm_userfault bench O="$build/unit" | sed "s/^bitmap /&round=$i /"
+	done
+}
+
+build_init
+: >"$build/bench.log"
+: >"$tmp/said"
+
+# One CPU, one instruction each nanosecond, and idle time is skipped.
+ACCEL=tcg,thread=single
+SMP=1
+QEMU_ARGS="-icount shift=0,sleep=off"
+say "instructions: two VMs" "$(main_list | wc -l) programs each"
+round main 1 ""
+round main 2 ""
+watch_group main
+collect main
+
+say "without CONFIG_KVM_USERFAULT: two VMs" ""
+round off 1 off
+round off 2 off
+watch_group off
+collect off
+
+ACCEL=tcg,thread=multi
+SMP=4
+QEMU_ARGS=
+say "locks: a VM with four CPUs, twice" ""
 for i in 1 2; do
-	cp "$tmp/$i/report" "$logs/bench.$i.log"
-	grep -qx D "$tmp/$i/report" || {
-		tail -n 20 "$tmp/$i/console.log" "$tmp/$i/qemu.log" >&2
-		die "the VM of round $i died; see $logs/bench.$i.log"
-	}
-	! grep '^K ' "$tmp/$i/report" | grep -E "$splat" || die "the kernel complained, see above"
-	! grep '^E ' "$tmp/$i/report" | grep -v ' exit 0$' || die "a program failed; see $logs/bench.$i.log"
-	! grep '^O clock exact=false' "$tmp/$i/report" || die "the clock does not count instructions"
-	sed -n 's/^O \(fetch\|off\|clear\|arm\|poison\) \(.*\)/\1 round='"$i"' \2/p' "$tmp/$i/report"
-done >"$build/bench.log"
+	round locks $i lockstat
+	watch_group locks
+done
+collect locks
+
+try "threads on this machine's cores" "$logs/bench.bitmap.log" bitmap || die "see $logs/bench.bitmap.log"
+grep '^bitmap ' "$logs/bench.bitmap.log" >>"$build/bench.log" ||
+	say "" "(too busy; see $logs/bench.bitmap.log)"
 
 awk -v svg="$tmp/plot" -f "$here/bench.awk" -v json="$build/bench.json" "$build/bench.log"
 plot()
@@ -111,5 +167,63 @@ plot()
 	(cd "$tmp" && gnuplot plot) && mv "$tmp/bench.svg" "$build/bench.svg"
 }
 try "draw" "$logs/gnuplot.log" plot || die "gnuplot failed; see $logs/gnuplot.log"
+
+# must_have KIND FIELD=PATTERN...: is there such a result? Fields in the order in which they are there.
+must_have()
+{
+	what=$*
+	in_kind="/^ \"$1\": /,/^ ]/p"
+	shift
+	pattern=
+	for f in "$@"; do
+		pattern="$pattern\"${f%%=*}\": \"?${f#*=}\"?[,}].*"
+	done
+	sed -n "$in_kind" "$build/bench.json" | grep -Eq "$pattern" || {
+		echo "bench.json lacks: $what" >&2
+		echo "$what" >>"$tmp/lacks"
+	}
+}
+
+any="[0-9.]+"
+exit_modes="ioctl ioctl-prefault ioctl-16 ioctl-handler resolve resolve-16 resolve-handler"
+for vcpus in $all_vcpus; do
+	for mode in plain $exit_modes; do
+		for backing in anon shmem guest_memfd; do
+			must_have fetch "mode=$mode" "backing=$backing" uffd=false same=false "vcpus=$vcpus"
+		done
+	done
+	for backing in anon shmem; do
+		for mode in uffd-missing uffd-missing-shared uffd-16 $exit_modes; do
+			must_have fetch "mode=$mode" "backing=$backing" uffd=true same=false "vcpus=$vcpus"
+		done
+	done
+	for mode in uffd-minor uffd-minor-shared uffd-minor-16; do
+		must_have fetch "mode=$mode" backing=shmem uffd=true same=false "vcpus=$vcpus"
+	done
+	[ "$vcpus" = 1 ] || for mode in plain uffd-missing-shared ioctl ioctl-handler resolve resolve-handler; do
+		must_have fetch "mode=$mode" backing=anon same=true "vcpus=$vcpus"
+	done
+done
+for n in 1 16 64 512 4096 32768 262144; do
+	must_have clear "pages=$n" "insns=$any"
+	for mapped in none 4k 2m; do
+		must_have arm "pages=$n" "mapped=$mapped" "insns=$any"
+	done
+done
+for config in n no-flag flag; do
+	must_have off "config=$config" backing=anon "insns_per_page=$any"
+done
+must_have memory "kib_per_gib=$any"
+for mode in plain uffd-missing uffd-missing-shared $exit_modes; do
+	must_have locks "mode=$mode" "mmu_lock_read=$any" "mmu_lock_write=$any" "slots_lock_write=$any"
+done
+if [ "$arch" = x86_64 ]; then
+	for method in arm hole attributes mprotect; do
+		must_have poison backing=thp "method=$method" "op_insns=$any" "maps_2m_after=$any"
+		[ "$method" = mprotect ] ||
+			must_have poison backing=hugetlb "method=$method" "op_insns=$any" "maps_2m_after=$any"
+	done
+fi
+[ ! -e "$tmp/lacks" ] || die "bench.json is not complete: $(wc -l <"$tmp/lacks") results are missing"
 echo
 say "build/bench.json, bench.svg, bench.log" "$(since "$begin")"

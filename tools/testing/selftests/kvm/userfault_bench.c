@@ -2,12 +2,15 @@
 /*
  * What KVM userfault costs, and what its alternatives do.
  *
- *  fetch   each vCPU writes to each of its own pages, none of which is there: what
- *          it takes until the write is done, by plain faults, by userfaultfd, and
- *          by the exits of KVM userfault with the different ways to clear pages
+ *  fetch   each vCPU writes to each of its own pages, or all to the same ones, none
+ *          of which is there: what it takes until the write is done, by plain
+ *          faults, by userfaultfd, and by the exits of KVM userfault with the
+ *          different ways to clear pages
  *  clear   KVM_SET_USERFAULT_RANGE by the size of the range, clearing and arming
  *  poison  one 4K page is taken out of memory that is mapped by huge pages: by
- *          arming it, by a hole between memslots, by mprotect()
+ *          arming it, by a hole between memslots, by memory attributes, by mprotect()
+ *  off     plain faults where nobody uses KVM userfault, also without CONFIG_KVM_USERFAULT
+ *  memory  what the bitmap takes
  *
  * Run it where the clock counts instructions, as it does under QEMU's -icount with
  * one CPU; `make bench` does.  Figures are then exact to what the kernel and this
@@ -31,12 +34,17 @@
  * and the time that passed is told beside it; no such wait is in the other figures.
  *
  * userfaultfd is served as cheaply as it can be: a thread blocks in read(), gets a
- * single message, and answers it by a single ioctl.
+ * single message, and answers it by a single ioctl.  The modes with "handler" do the
+ * same for exits: the vCPU's thread has another one fetch the page, and sleeps.
+ *
+ * On a kernel with CONFIG_LOCK_STAT fetch tells which locks were taken, and nothing
+ * else: its instructions are not those of other kernels.
  *
  * The output is one line per result, with the fields as NAME=VALUE.
  */
 #include <fcntl.h>
 #include <getopt.h>
+#include <linux/futex.h>
 #include <linux/sizes.h>
 #include <linux/userfaultfd.h>
 #include <pthread.h>
@@ -45,6 +53,7 @@
 #include <sys/resource.h>
 #include <sys/syscall.h>
 
+#include "kvm_syscalls.h"
 #include "kvm_userfault_util.h"
 #include "kvm_util.h"
 #include "processor.h"
@@ -178,22 +187,41 @@ struct fetch_mode {
 	bool shared;
 	/* Map the page by KVM_PRE_FAULT_MEMORY before the vCPU runs again? */
 	bool prefault;
-	/* Plain faults, in a memslot that has KVM_MEM_USERFAULT and no armed page. */
-	bool flag;
+	/* Is the page fetched by another thread than the vCPU's? */
+	bool handler;
 };
 
 static const struct fetch_mode fetch_modes[] = {
 	{ "plain",		PLAIN,		1 },
-	{ "plain-flag",		PLAIN,		1,	.flag = true },
 	{ "uffd-missing",	UFFD_MISSING,	1 },
 	{ "uffd-missing-shared", UFFD_MISSING,	1,	.shared = true },
 	{ "uffd-minor",		UFFD_MINOR,	1 },
+	{ "uffd-minor-shared",	UFFD_MINOR,	1,	.shared = true },
+	{ "uffd-minor-16",	UFFD_MINOR,	16 },
 	{ "uffd-16",		UFFD_MISSING,	16 },
 	{ "ioctl",		IOCTL,		1 },
 	{ "ioctl-prefault",	IOCTL,		1,	.prefault = true },
 	{ "ioctl-16",		IOCTL,		16 },
+	{ "ioctl-handler",	IOCTL,		1,	.handler = true },
 	{ "resolve",		RESOLVE,	1 },
 	{ "resolve-16",		RESOLVE,	16 },
+	{ "resolve-handler",	RESOLVE,	1,	.handler = true },
+};
+
+enum backing {
+	ANON,
+	SHMEM,
+	GUEST_MEMFD,
+	NR_BACKINGS,
+};
+
+static const char * const backing_names[NR_BACKINGS] = { "anon", "shmem", "guest_memfd" };
+
+/* Whose turn it is: that of a vCPU's thread, or that of the handler of its exits. */
+enum turn {
+	TURN_VCPU,
+	TURN_HANDLER,
+	TURN_STOP,
 };
 
 struct thread {
@@ -201,6 +229,10 @@ struct thread {
 	struct fetch *fetch;
 	struct kvm_vcpu *vcpu;
 	int uffd;
+
+	/* Of a handler: what to fetch, and for whom to say so. */
+	u32 turn;
+	gpa_t gpa;
 
 	u64 *latency;
 	u64 nr_runs;
@@ -210,12 +242,22 @@ struct thread {
 
 struct fetch {
 	const struct fetch_mode *mode;
-	enum vm_mem_backing_src_type backing;
+	enum backing backing;
 	bool use_uffd;
+	/* Do all vCPUs touch the same pages? */
+	bool same;
+	/* KVM_MEM_USERFAULT for plain faults, i.e. without any armed page? */
+	bool flag;
 	int nr_vcpus;
 	u64 nr_pages;
 
 	struct kvm_vm *vm;
+	/* Of all vCPUs. */
+	u64 all_pages;
+	/* guest_memfd */
+	int fd;
+	/* With @same: which pages a vCPU has taken on itself to fetch. */
+	bool *claimed;
 	/* The pages in this process, and a second mapping of them for uffd-minor. */
 	void *mem, *alias;
 	struct thread vcpus[MAX_VCPUS];
@@ -273,6 +315,7 @@ static u64 copy_pages(void *to, u64 nr)
 #endif
 }
 
+/* Where vCPUs fault on the same page, all but the first find it there. */
 static void uffd_copy(struct thread *t, void *hva, u64 nr)
 {
 	struct uffdio_copy copy = {
@@ -280,8 +323,9 @@ static void uffd_copy(struct thread *t, void *hva, u64 nr)
 		.dst = (unsigned long)hva,
 		.len = nr * psz,
 	};
+	int ret = ioctl(t->uffd, UFFDIO_COPY, &copy);
 
-	TEST_ASSERT(!ioctl(t->uffd, UFFDIO_COPY, &copy),
+	TEST_ASSERT(!ret || (t->fetch->same && errno == EEXIST),
 		    "UFFDIO_COPY at %p: errno %d", hva, errno);
 	t->nr_syscalls++;
 }
@@ -323,22 +367,20 @@ static void *serve_uffd(void *arg)
 	return NULL;
 }
 
-static void serve_exit(struct thread *t)
+/* Bring the page that a vCPU has exited for, and those around it. */
+static void fetch_pages(struct thread *t, gpa_t gpa)
 {
 	const struct fetch_mode *mode = t->fetch->mode;
-	u64 size = mode->around * psz;
-	gpa_t gpa = align_down(t->vcpu->run->memory_fault.gpa, size);
 	void *hva = t->fetch->mem + (gpa - BENCH_GPA);
+	u64 size = mode->around * psz;
 
 	if (t->fetch->use_uffd)
 		uffd_copy(t, hva, mode->around);
 	else
 		t->nr_strings += copy_pages(hva, mode->around);
 
-	if (mode->how == RESOLVE) {
-		vcpu_userfault_resolve(t->vcpu, gpa, size);
+	if (mode->how == RESOLVE)
 		return;
-	}
 
 	TEST_ASSERT(!__vm_userfault_set(t->fetch->vm, gpa, size, 0, NULL),
 		    "Clearing 0x%lx: errno %d", gpa, errno);
@@ -350,6 +392,68 @@ static void serve_exit(struct thread *t)
 		vcpu_ioctl(t->vcpu, KVM_PRE_FAULT_MEMORY, &range);
 		t->nr_syscalls++;
 	}
+}
+
+static void futex(struct thread *t, u32 *word, int op, u32 val)
+{
+	syscall(__NR_futex, word, op | FUTEX_PRIVATE_FLAG, val, NULL, NULL, 0);
+	t->nr_syscalls++;
+}
+
+static void pass_turn(struct thread *t, u32 *turn, enum turn to)
+{
+	__atomic_store_n(turn, to, __ATOMIC_RELEASE);
+	futex(t, turn, FUTEX_WAKE, 1);
+}
+
+/* Returns whose turn it is when it is no longer @other's. */
+static enum turn await_turn(struct thread *t, u32 *turn, enum turn other)
+{
+	enum turn now;
+
+	while (now = __atomic_load_n(turn, __ATOMIC_ACQUIRE), now == other)
+		futex(t, turn, FUTEX_WAIT, other);
+	return now;
+}
+
+static void *handle_exits(void *arg)
+{
+	struct thread *t = arg;
+
+	while (await_turn(t, &t->turn, TURN_VCPU) != TURN_STOP) {
+		fetch_pages(t, t->gpa);
+		pass_turn(t, &t->turn, TURN_VCPU);
+	}
+	return NULL;
+}
+
+static void serve_exit(struct thread *t)
+{
+	const struct fetch_mode *mode = t->fetch->mode;
+	u64 size = mode->around * psz;
+	gpa_t gpa = align_down(t->vcpu->run->memory_fault.gpa, size);
+	struct thread *handler;
+
+	/* Another vCPU fetches it.  It may need the CPU for that. */
+	if (t->fetch->same &&
+	    __atomic_exchange_n(&t->fetch->claimed[(gpa - BENCH_GPA) / psz], true,
+				__ATOMIC_RELAXED)) {
+		sched_yield();
+		t->nr_syscalls++;
+		return;
+	}
+
+	if (mode->handler) {
+		handler = &t->fetch->servers[t->vcpu->id];
+		handler->gpa = gpa;
+		pass_turn(t, &handler->turn, TURN_HANDLER);
+		await_turn(t, &handler->turn, TURN_HANDLER);
+	} else {
+		fetch_pages(t, gpa);
+	}
+
+	if (mode->how == RESOLVE)
+		vcpu_userfault_resolve(t->vcpu, gpa, size);
 }
 
 static void run_to(struct thread *t, u64 cmd)
@@ -405,25 +509,86 @@ static int new_uffd(void *hva, u64 size, u64 reg_mode)
 	return uffd;
 }
 
+static bool is_uffd_mode(const struct fetch_mode *mode)
+{
+	return mode->how == UFFD_MISSING || mode->how == UFFD_MINOR;
+}
+
+/* How many userfaultfds there are. */
+static int nr_uffds(struct fetch *f)
+{
+	if (!f->use_uffd)
+		return 0;
+
+	return f->mode->shared || f->same ? 1 : f->nr_vcpus;
+}
+
 static void fetch_setup_uffd(struct fetch *f)
 {
 	u64 mode = f->mode->how == UFFD_MINOR ? UFFDIO_REGISTER_MODE_MINOR :
 						UFFDIO_REGISTER_MODE_MISSING;
-	int nr = f->mode->shared ? 1 : f->nr_vcpus;
-	u64 size = f->nr_pages * f->nr_vcpus * psz / nr;
+	int i, nr = nr_uffds(f);
+	u64 size = f->all_pages * psz / nr;
+
+	for (i = 0; i < f->nr_vcpus; i++)
+		f->vcpus[i].uffd = i < nr ? new_uffd(f->mem + i * size, size, mode) :
+					    f->vcpus[0].uffd;
+}
+
+/* Who answers the faults of userfaultfd, or the exits if not the vCPU itself. */
+static void fetch_start_servers(struct fetch *f)
+{
 	int i;
 
-	for (i = 0; i < nr; i++)
-		f->vcpus[i].uffd = new_uffd(f->mem + i * size, size, mode);
+	if (is_uffd_mode(f->mode))
+		f->nr_servers = nr_uffds(f);
+	else if (f->mode->handler)
+		f->nr_servers = f->nr_vcpus;
 
-	if (f->mode->how != UFFD_MISSING && f->mode->how != UFFD_MINOR)
-		return;
-
-	f->nr_servers = nr;
-	for (i = 0; i < nr; i++) {
+	for (i = 0; i < f->nr_servers; i++) {
 		f->servers[i].fetch = f;
 		f->servers[i].uffd = f->vcpus[i].uffd;
-		pthread_create(&f->servers[i].thread, NULL, serve_uffd, &f->servers[i]);
+		pthread_create(&f->servers[i].thread, NULL,
+			       f->mode->handler ? handle_exits : serve_uffd, &f->servers[i]);
+	}
+}
+
+static void fetch_stop_servers(struct fetch *f)
+{
+	int i;
+
+	for (i = 0; i < f->nr_servers; i++) {
+		if (f->mode->handler)
+			pass_turn(&f->servers[i], &f->servers[i].turn, TURN_STOP);
+		else
+			pthread_cancel(f->servers[i].thread);
+		pthread_join(f->servers[i].thread, NULL);
+	}
+}
+
+static void fetch_setup_memory(struct fetch *f, u32 flags)
+{
+	u64 size = f->all_pages * psz;
+
+	if (f->backing == GUEST_MEMFD) {
+		f->fd = vm_create_guest_memfd(f->vm, size, GUEST_MEMFD_FLAG_MMAP |
+							   GUEST_MEMFD_FLAG_INIT_SHARED);
+		f->mem = kvm_mmap(size, PROT_READ | PROT_WRITE, MAP_SHARED, f->fd);
+		vm_set_user_memory_region2(f->vm, BENCH_SLOT, KVM_MEM_GUEST_MEMFD | flags,
+					   BENCH_GPA, size, f->mem, f->fd, 0);
+	} else {
+		vm_userspace_mem_region_add(f->vm, f->backing == SHMEM ? VM_MEM_SRC_SHMEM :
+									 VM_MEM_SRC_ANONYMOUS,
+					    BENCH_GPA, BENCH_SLOT, f->all_pages, flags);
+		f->mem = addr_gpa2hva(f->vm, BENCH_GPA);
+	}
+
+	virt_map(f->vm, BENCH_GPA, BENCH_GPA, f->all_pages);
+
+	/* A minor fault is one on a page that is there, but not mapped. */
+	if (f->mode->how == UFFD_MINOR) {
+		f->alias = addr_gpa2alias(f->vm, BENCH_GPA);
+		memset(f->alias, 0, size);
 	}
 }
 
@@ -431,30 +596,24 @@ static void fetch_setup(struct fetch *f)
 {
 	bool userfault = f->mode->how == IOCTL || f->mode->how == RESOLVE;
 	u64 expected = f->mode->how == PLAIN ? 0 : MAGIC;
-	u64 all = f->nr_pages * f->nr_vcpus;
 	struct kvm_vcpu *vcpus[MAX_VCPUS];
 	u64 lat_size = f->nr_pages * sizeof(u64);
 	gva_t latency;
 	int i;
 
+	f->all_pages = f->same ? f->nr_pages : f->nr_pages * f->nr_vcpus;
+	f->claimed = calloc(f->all_pages, sizeof(*f->claimed));
+	TEST_ASSERT(f->claimed, "Out of memory");
 	f->vm = __vm_create_with_vcpus(VM_SHAPE_DEFAULT, f->nr_vcpus,
-				       all + f->nr_vcpus * (lat_size / psz + 1),
+				       f->all_pages + f->nr_vcpus * (lat_size / psz + 1),
 				       guest_fetch, vcpus);
-	vm_userspace_mem_region_add(f->vm, f->backing, BENCH_GPA, BENCH_SLOT, all,
-				    userfault ? KVM_MEM_USERFAULT | KVM_MEM_USERFAULT_ARMED :
-				    f->mode->flag ? KVM_MEM_USERFAULT : 0);
-	virt_map(f->vm, BENCH_GPA, BENCH_GPA, all);
-	f->mem = addr_gpa2hva(f->vm, BENCH_GPA);
-
-	/* A minor fault is one on a page that is there, but not mapped. */
-	if (f->mode->how == UFFD_MINOR) {
-		f->alias = addr_gpa2alias(f->vm, BENCH_GPA);
-		memset(f->alias, 0, all * psz);
-	}
+	fetch_setup_memory(f, userfault ? KVM_MEM_USERFAULT | KVM_MEM_USERFAULT_ARMED :
+			      f->flag ? KVM_MEM_USERFAULT : 0);
 
 	pthread_barrier_init(&f->ready, NULL, f->nr_vcpus + 1);
 	if (f->use_uffd)
 		fetch_setup_uffd(f);
+	fetch_start_servers(f);
 
 	for (i = 0; i < f->nr_vcpus; i++) {
 		struct thread *t = &f->vcpus[i];
@@ -463,7 +622,8 @@ static void fetch_setup(struct fetch *f)
 		t->latency = addr_gva2hva(f->vm, latency);
 		t->fetch = f;
 		t->vcpu = vcpus[i];
-		vcpu_args_set(vcpus[i], 5, BENCH_GPA + i * f->nr_pages * psz,
+		vcpu_args_set(vcpus[i], 5,
+			      BENCH_GPA + (f->same ? 0 : i * f->nr_pages * psz),
 			      f->nr_pages, psz, latency, expected);
 	}
 	for (i = 0; i < f->nr_vcpus; i++)
@@ -474,14 +634,72 @@ static void fetch_teardown(struct fetch *f)
 {
 	int i;
 
-	for (i = 0; i < f->nr_servers; i++) {
-		pthread_cancel(f->servers[i].thread);
-		pthread_join(f->servers[i].thread, NULL);
-	}
-	for (i = 0; f->use_uffd && i < (f->mode->shared ? 1 : f->nr_vcpus); i++)
+	fetch_stop_servers(f);
+	for (i = 0; i < nr_uffds(f); i++)
 		close(f->vcpus[i].uffd);
 	pthread_barrier_destroy(&f->ready);
 	kvm_vm_free(f->vm);
+	if (f->backing == GUEST_MEMFD) {
+		kvm_munmap(f->mem, f->all_pages * psz);
+		close(f->fd);
+	}
+	free(f->claimed);
+}
+
+/*
+ * Locks, as far as /proc/lock_stat tells
+ */
+static const struct {
+	const char *field;
+	const char *class;
+} locks[] = {
+	{ "mmu_lock",	"&(kvm)->mmu_lock" },
+	{ "slots_lock",	"&kvm->slots_lock" },
+	{ "mmap_lock",	"&mm->mmap_lock" },
+	{ "uffd_queues", "&ctx->fault_pending_wqh" },
+	{ "uffd_queues", "&ctx->fault_wqh" },
+	{ "uffd_queues", "&ctx->fd_wqh" },
+};
+
+struct lock_count {
+	u64 reads;
+	u64 writes;
+	u64 contended;
+};
+
+static bool has_lock_stat(void)
+{
+	return !access("/proc/lock_stat", R_OK);
+}
+
+/* Lines of interest are "CLASS-R: ..." or with -W; where a class has no readers, "CLASS: ...". */
+static void count_locks(struct lock_count *counts)
+{
+	u64 contended, taken;
+	char line[512], *name, *rest;
+	size_t len;
+	FILE *f;
+	int i;
+
+	f = fopen("/proc/lock_stat", "r");
+	TEST_ASSERT(f, "/proc/lock_stat: errno %d", errno);
+	while (fgets(line, sizeof(line), f)) {
+		name = line + strspn(line, " ");
+		for (i = 0; i < ARRAY_SIZE(locks); i++) {
+			len = strlen(locks[i].class);
+			if (strncmp(name, locks[i].class, len))
+				continue;
+			rest = strchr(name + len, ':');
+			if (!rest || rest - (name + len) > 2)
+				continue;
+			if (sscanf(rest + 1, "%*s %lu %*s %*s %*s %*s %*s %lu",
+				   &contended, &taken) != 2)
+				continue;
+			counts[i].contended += contended;
+			*(name[len + 1] == 'R' ? &counts[i].reads : &counts[i].writes) += taken;
+		}
+	}
+	fclose(f);
 }
 
 struct counts {
@@ -490,6 +708,7 @@ struct counts {
 	u64 userfault_exits;
 	u64 exits;
 	u64 faults;
+	struct lock_count locks[ARRAY_SIZE(locks)];
 };
 
 /* Differences of two of these are what a fetch took, but for what is all zero. */
@@ -508,6 +727,8 @@ static struct counts count(struct fetch *f)
 	}
 	getrusage(RUSAGE_SELF, &usage);
 	c.switches = usage.ru_nvcsw + usage.ru_nivcsw;
+	if (has_lock_stat())
+		count_locks(c.locks);
 	return c;
 }
 
@@ -517,24 +738,53 @@ static void field(const char *name, double value)
 	printf(" %s=%.4f", name, value);
 }
 
-static void fetch_report_identity(struct fetch *f)
+static void fetch_report_identity(const char *kind, struct fetch *f)
 {
-	printf(" backing=%s vcpus=%d pages=%lu",
-	       f->backing == VM_MEM_SRC_SHMEM ? "shmem" : "anon", f->nr_vcpus, f->nr_pages);
+	printf("%s arch=" ARCH " mode=%s backing=%s uffd=%s same=%s vcpus=%d pages=%lu", kind,
+	       f->mode->name, backing_names[f->backing], f->use_uffd ? "true" : "false",
+	       f->same ? "true" : "false", f->nr_vcpus, f->nr_pages);
 }
 
-static void fetch_report(struct fetch *f, struct counts *a, struct counts *b)
+/* Per page, the sum of all classes that have the same name here. */
+static void fetch_report_locks(struct fetch *f, struct counts *a, struct counts *b)
 {
-	u64 all = f->nr_pages * f->nr_vcpus, runs = 0, syscalls = 0, strings = 0;
-	u64 *latency, median;
-	double pages = all;
+	double pages = f->all_pages;
+	int i, j;
+
+	fetch_report_identity("locks", f);
+	for (i = 0; i < ARRAY_SIZE(locks); i = j) {
+		struct lock_count sum = {};
+		char name[64];
+
+		for (j = i; j < ARRAY_SIZE(locks) && !strcmp(locks[i].field, locks[j].field); j++) {
+			sum.reads += b->locks[j].reads - a->locks[j].reads;
+			sum.writes += b->locks[j].writes - a->locks[j].writes;
+			sum.contended += b->locks[j].contended - a->locks[j].contended;
+		}
+		snprintf(name, sizeof(name), "%s_read", locks[i].field);
+		field(name, sum.reads / pages);
+		snprintf(name, sizeof(name), "%s_write", locks[i].field);
+		field(name, sum.writes / pages);
+		snprintf(name, sizeof(name), "%s_contended", locks[i].field);
+		field(name, sum.contended / pages);
+	}
+	printf("\n");
+}
+
+struct fetch_result {
+	double mean;
+	u64 median;
+	u64 p99;
+};
+
+static void fetch_report(struct fetch *f, struct fetch_result *r, struct counts *a,
+			 struct counts *b)
+{
+	u64 runs = 0, syscalls = 0, strings = 0;
+	double pages = f->all_pages;
 	int i;
 
-	latency = malloc(all * sizeof(*latency));
-	TEST_ASSERT(latency, "Out of memory");
 	for (i = 0; i < f->nr_vcpus; i++) {
-		memcpy(latency + i * f->nr_pages, f->vcpus[i].latency,
-		       f->nr_pages * sizeof(*latency));
 		runs += f->vcpus[i].nr_runs;
 		syscalls += f->vcpus[i].nr_syscalls;
 		strings += f->vcpus[i].nr_strings;
@@ -544,22 +794,10 @@ static void fetch_report(struct fetch *f, struct counts *a, struct counts *b)
 		strings += f->servers[i].nr_strings;
 	}
 
-	if (f->mode->how == PLAIN) {
-		printf("off arch=" ARCH " config=%s", f->mode->flag ? "flag" : "no-flag");
-		fetch_report_identity(f);
-		field("insns_per_page", to_insns(b->ticks - a->ticks) / pages);
-		printf("\n");
-	}
-	if (f->mode->flag)
-		goto out;
-
-	median = percentile(latency, all, 50);
-	printf("fetch arch=" ARCH " mode=%s uffd=%s", f->mode->name,
-	       f->use_uffd ? "true" : "false");
-	fetch_report_identity(f);
-	field("insns_per_page", to_insns(b->ticks - a->ticks) / pages);
-	field("median", to_insns(median - clock_cost));
-	field("p99", to_insns(percentile(latency, all, 99) - clock_cost));
+	fetch_report_identity("fetch", f);
+	field("insns_per_page", r->mean);
+	field("median", r->median);
+	field("p99", r->p99);
 	field("exits_per_page", (runs - f->nr_vcpus) / pages);
 	field("syscalls_per_page", (runs - f->nr_vcpus + syscalls) / pages);
 	field("string_insns_per_page", strings / pages);
@@ -568,59 +806,123 @@ static void fetch_report(struct fetch *f, struct counts *a, struct counts *b)
 	field("kvm_exits_per_page", (b->exits - a->exits) / pages);
 	field("faults_per_page", (b->faults - a->faults) / pages);
 	printf("\n");
-out:
-	free(latency);
 }
 
-static void bench_fetch(const struct fetch_mode *mode, bool use_uffd,
-			enum vm_mem_backing_src_type backing, int nr_vcpus, u64 nr_pages)
+static struct fetch_result fetch_result(struct fetch *f, u64 ticks)
 {
-	struct fetch f = {
-		.mode = mode,
-		.backing = backing,
-		.use_uffd = use_uffd,
-		.nr_vcpus = nr_vcpus,
-		.nr_pages = nr_pages,
-	};
+	u64 i, nr = f->nr_pages * f->nr_vcpus;
+	struct fetch_result r;
+	u64 *latency;
+
+	latency = malloc(nr * sizeof(*latency));
+	TEST_ASSERT(latency, "Out of memory");
+	for (i = 0; i < f->nr_vcpus; i++)
+		memcpy(latency + i * f->nr_pages, f->vcpus[i].latency,
+		       f->nr_pages * sizeof(*latency));
+	r.mean = to_insns(ticks) / (double)f->all_pages;
+	r.median = to_insns(percentile(latency, nr, 50) - clock_cost);
+	r.p99 = to_insns(percentile(latency, nr, 99) - clock_cost);
+	free(latency);
+	return r;
+}
+
+static struct fetch_result bench_fetch(struct fetch *f, bool report)
+{
 	struct counts before, after;
+	struct fetch_result r;
 	u64 start, end;
 	int i;
 
-	fetch_setup(&f);
+	fetch_setup(f);
 
-	pthread_barrier_wait(&f.ready);
-	before = count(&f);
+	pthread_barrier_wait(&f->ready);
+	before = count(f);
 	start = ticks();
-	pthread_barrier_wait(&f.ready);
-	for (i = 0; i < nr_vcpus; i++)
-		pthread_join(f.vcpus[i].thread, NULL);
+	pthread_barrier_wait(&f->ready);
+	for (i = 0; i < f->nr_vcpus; i++)
+		pthread_join(f->vcpus[i].thread, NULL);
 	end = ticks();
-	after = count(&f);
+	after = count(f);
 
-	before.ticks = start;
-	after.ticks = end;
-	fetch_report(&f, &before, &after);
-	fetch_teardown(&f);
+	r = fetch_result(f, end - start);
+	if (report && has_lock_stat())
+		fetch_report_locks(f, &before, &after);
+	else if (report)
+		fetch_report(f, &r, &before, &after);
+	fetch_teardown(f);
+	return r;
 }
 
-static void bench_fetches(const char *only, bool reverse,
-			  enum vm_mem_backing_src_type backing, int nr_vcpus, u64 nr_pages)
+/* Is there such a combination? */
+static bool can_fetch(const struct fetch *f)
 {
-	int i, nr = ARRAY_SIZE(fetch_modes);
+	if (is_uffd_mode(f->mode) && !f->use_uffd)
+		return false;
+	if (f->mode->how == PLAIN && f->use_uffd)
+		return false;
+	if (f->mode->how == UFFD_MINOR && f->backing != SHMEM)
+		return false;
+	if (f->use_uffd && f->backing == GUEST_MEMFD)
+		return false;
+	/* A page has one userfaultfd, and is fetched by one vCPU. */
+	if (f->same && ((is_uffd_mode(f->mode) && !f->mode->shared) || f->mode->around > 1))
+		return false;
+	return true;
+}
+
+static void bench_fetches(const char *only, bool reverse, const struct fetch *what)
+{
+	int i, nr = 2 * ARRAY_SIZE(fetch_modes);
 
 	for (i = 0; i < nr; i++) {
-		const struct fetch_mode *mode = &fetch_modes[reverse ? nr - 1 - i : i];
-		bool is_uffd = mode->how == UFFD_MISSING || mode->how == UFFD_MINOR;
+		int n = reverse ? nr - 1 - i : i;
+		struct fetch f = *what;
 
-		if (only && strcmp(only, mode->name))
-			continue;
-		if (mode->how == UFFD_MINOR && backing != VM_MEM_SRC_SHMEM)
+		f.mode = &fetch_modes[n / 2];
+		f.use_uffd = n & 1;
+		if (can_fetch(&f) && (!only || !strcmp(only, f.mode->name)))
+			bench_fetch(&f, true);
+	}
+}
+
+/*
+ * Plain faults.  A difference of single instructions is not to be had from the mean,
+ * where timers and lists of free pages show, but from the median: most faults take
+ * the very same path.
+ */
+#define NR_OFF	5
+
+static void bench_off(bool reverse, const struct fetch *what)
+{
+	bool has_userfault = kvm_has_cap(KVM_CAP_USERFAULT);
+	u64 median[2][NR_OFF];
+	double mean[2] = {};
+	int i, flag;
+
+	for (i = 0; i < 2 * NR_OFF; i++) {
+		struct fetch f = *what;
+		struct fetch_result r;
+
+		flag = (i & 1) ^ reverse;
+		if (flag && !has_userfault)
 			continue;
 
-		if (!is_uffd)
-			bench_fetch(mode, false, backing, nr_vcpus, nr_pages);
-		if (mode->how != PLAIN)
-			bench_fetch(mode, true, backing, nr_vcpus, nr_pages);
+		f.mode = &fetch_modes[0];
+		f.flag = flag;
+		r = bench_fetch(&f, false);
+		median[flag][i / 2] = r.median;
+		mean[flag] += r.mean / NR_OFF;
+	}
+
+	for (flag = 0; flag <= has_userfault; flag++) {
+		printf("off arch=" ARCH " config=%s backing=%s vcpus=%d pages=%lu",
+		       !has_userfault ? "n" : flag ? "flag" : "no-flag",
+		       backing_names[what->backing], what->nr_vcpus, what->nr_pages);
+		field("insns_per_page", percentile(median[flag], NR_OFF, 50));
+		field("lowest_median", percentile(median[flag], NR_OFF, 0));
+		field("highest_median", percentile(median[flag], NR_OFF, 100));
+		field("mean", mean[flag]);
+		printf("\n");
 	}
 }
 
@@ -684,7 +986,7 @@ static void bench_ranges(const char *mapped, enum vm_mem_backing_src_type backin
 	u64 arm[NR_SAMPLES], clear[NR_SAMPLES], null;
 	struct kvm_vcpu *vcpu;
 	struct kvm_vm *vm;
-	int i, j;
+	int i, j, nr;
 
 	vm = vm_create_with_one_vcpu(&vcpu, guest_fetch);
 	vm_userspace_mem_region_add(vm, backing, BENCH_GPA, BENCH_SLOT, max_pages,
@@ -692,18 +994,20 @@ static void bench_ranges(const char *mapped, enum vm_mem_backing_src_type backin
 	null = time_null(vm);
 
 	for (i = 0; i < ARRAY_SIZE(sizes) && sizes[i] <= max_pages; i++) {
-		for (j = 0; j < NR_SAMPLES; j++) {
+		/* To map much memory by small pages takes its time. */
+		nr = mapped && sizes[i] > 4096 ? 1 : NR_SAMPLES;
+		for (j = 0; j < nr; j++) {
 			if (mapped)
 				map_pages(vcpu, sizes[i]);
 			arm[j] = time_set(vm, sizes[i], KVM_USERFAULT_ARM);
 			clear[j] = time_set(vm, sizes[i], 0);
 		}
 		printf("arm arch=" ARCH " pages=%lu mapped=%s", sizes[i], mapped ?: "none");
-		field("insns", percentile(arm, NR_SAMPLES, 50));
+		field("insns", percentile(arm, nr, 50));
 		field("null_ioctl_insns", null);
 		if (!mapped) {
 			printf("\nclear arch=" ARCH " pages=%lu", sizes[i]);
-			field("insns", percentile(clear, NR_SAMPLES, 50));
+			field("insns", percentile(clear, nr, 50));
 			field("null_ioctl_insns", null);
 		}
 		printf("\n");
@@ -715,7 +1019,58 @@ static void bench_ranges(const char *mapped, enum vm_mem_backing_src_type backin
 static void bench_clear(void)
 {
 	bench_ranges(NULL, VM_MEM_SRC_ANONYMOUS, SZ_1G / psz);
-	bench_ranges("4k", VM_MEM_SRC_ANONYMOUS, SZ_16M / psz);
+	bench_ranges("4k", VM_MEM_SRC_ANONYMOUS, SZ_1G / psz);
+	bench_ranges("2m", VM_MEM_SRC_ANONYMOUS_HUGETLB_2MB, SZ_1G / psz);
+}
+
+/*
+ * Memory
+ */
+#define MEMORY_SIZE	(256ul * SZ_1G)
+
+static u64 free_kib(void)
+{
+	char line[128];
+	u64 kib = 0;
+	FILE *f;
+
+	/* Reading it has CPUs hand in what they have counted. */
+	f = fopen("/proc/sys/vm/stat_refresh", "r");
+	if (f) {
+		fgetc(f);
+		fclose(f);
+	}
+
+	f = fopen("/proc/meminfo", "r");
+	TEST_ASSERT(f, "/proc/meminfo: errno %d", errno);
+	while (fgets(line, sizeof(line), f) && sscanf(line, "MemFree: %lu", &kib) != 1)
+		;
+	fclose(f);
+	return kib;
+}
+
+/* What the flag takes of a large memslot, whose memory nobody touches. */
+static void bench_memory(void)
+{
+	struct kvm_vm *vm = vm_create_barebones();
+	u64 kib[NR_SAMPLES];
+	void *mem;
+	int i;
+
+	mem = kvm_mmap(MEMORY_SIZE, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
+	for (i = 0; i < NR_SAMPLES; i++) {
+		vm_set_user_memory_region(vm, BENCH_SLOT, 0, BENCH_GPA, MEMORY_SIZE, mem);
+		kib[i] = free_kib();
+		vm_set_user_memory_region(vm, BENCH_SLOT, KVM_MEM_USERFAULT, BENCH_GPA,
+					  MEMORY_SIZE, mem);
+		kib[i] -= free_kib();
+	}
+	printf("memory arch=" ARCH " gib=%lu", MEMORY_SIZE / SZ_1G);
+	field("kib_per_gib", percentile(kib, NR_SAMPLES, 50) * 1.0 / (MEMORY_SIZE / SZ_1G));
+	printf("\n");
+	kvm_munmap(mem, MEMORY_SIZE);
+	kvm_vm_free(vm);
 }
 
 #ifdef __x86_64__
@@ -725,10 +1080,11 @@ static void bench_clear(void)
 enum poison_method {
 	POISON_ARM,
 	POISON_HOLE,
+	POISON_ATTRIBUTES,
 	POISON_MPROTECT,
 };
 
-static const char * const poison_names[] = { "arm", "hole", "mprotect" };
+static const char * const poison_names[] = { "arm", "hole", "attributes", "mprotect" };
 
 static u64 touch_first, touch_nr, touch_skip;
 
@@ -802,6 +1158,12 @@ static const char *exit_name(struct kvm_vcpu *vcpu, int ret)
 static void bench_poison(enum poison_method method, enum vm_mem_backing_src_type backing,
 			 u64 nr)
 {
+	/* Only such a VM has memory attributes.  The memory is shared, and has no guest_memfd. */
+	const struct vm_shape shape = {
+		.mode = VM_MODE_DEFAULT,
+		.type = method == POISON_ATTRIBUTES ? KVM_X86_SW_PROTECTED_VM :
+						      KVM_X86_DEFAULT_VM,
+	};
 	u64 page = nr / 2 + 77, op, elapsed, before, after, restored, restore;
 	const char *seen;
 	struct touch control, again;
@@ -809,7 +1171,7 @@ static void bench_poison(enum poison_method method, enum vm_mem_backing_src_type
 	struct kvm_vm *vm;
 	void *hva;
 
-	vm = vm_create_with_one_vcpu(&vcpu, guest_touch);
+	vm = vm_create_shape_with_one_vcpu(shape, &vcpu, guest_touch);
 	vm_userspace_mem_region_add(vm, backing, BENCH_GPA, BENCH_SLOT, nr,
 				    method == POISON_ARM ? KVM_MEM_USERFAULT : 0);
 	virt_map_level(vm, BENCH_GPA, BENCH_GPA, nr * psz, PG_LEVEL_2M);
@@ -832,6 +1194,10 @@ static void bench_poison(enum poison_method method, enum vm_mem_backing_src_type
 		break;
 	case POISON_HOLE:
 		punch_memslot(vm, hva, nr, page);
+		break;
+	case POISON_ATTRIBUTES:
+		vm_set_memory_attributes(vm, BENCH_GPA + page * psz, psz,
+					 KVM_MEMORY_ATTRIBUTE_PRIVATE);
 		break;
 	case POISON_MPROTECT:
 		TEST_ASSERT(!mprotect(hva + page * psz, psz, PROT_NONE), "errno %d", errno);
@@ -879,13 +1245,26 @@ static void bench_poison(enum poison_method method, enum vm_mem_backing_src_type
 	kvm_vm_free(vm);
 }
 
-static void bench_poisons(u64 nr)
+static void bench_poisons(u64 nr, bool reverse)
 {
-	bench_poison(POISON_ARM, VM_MEM_SRC_ANONYMOUS_HUGETLB_2MB, nr);
-	bench_poison(POISON_HOLE, VM_MEM_SRC_ANONYMOUS_HUGETLB_2MB, nr);
-	bench_poison(POISON_ARM, VM_MEM_SRC_ANONYMOUS_THP, nr);
-	bench_poison(POISON_HOLE, VM_MEM_SRC_ANONYMOUS_THP, nr);
-	bench_poison(POISON_MPROTECT, VM_MEM_SRC_ANONYMOUS_THP, nr);
+	static const struct {
+		enum poison_method method;
+		enum vm_mem_backing_src_type backing;
+	} poisons[] = {
+		{ POISON_ARM,		VM_MEM_SRC_ANONYMOUS_HUGETLB_2MB },
+		{ POISON_HOLE,		VM_MEM_SRC_ANONYMOUS_HUGETLB_2MB },
+		{ POISON_ATTRIBUTES,	VM_MEM_SRC_ANONYMOUS_HUGETLB_2MB },
+		{ POISON_ARM,		VM_MEM_SRC_ANONYMOUS_THP },
+		{ POISON_HOLE,		VM_MEM_SRC_ANONYMOUS_THP },
+		{ POISON_ATTRIBUTES,	VM_MEM_SRC_ANONYMOUS_THP },
+		{ POISON_MPROTECT,	VM_MEM_SRC_ANONYMOUS_THP },
+	};
+	int i, n;
+
+	for (i = 0; i < ARRAY_SIZE(poisons); i++) {
+		n = reverse ? ARRAY_SIZE(poisons) - 1 - i : i;
+		bench_poison(poisons[n].method, poisons[n].backing, nr);
+	}
 }
 #endif /* __x86_64__ */
 
@@ -893,17 +1272,20 @@ static void help(const char *name)
 {
 	u64 i;
 
-	printf("usage: %s fetch [-s anon|shmem] [-v vcpus] [-n pages] [-m mode] [-r]\n"
+	printf("usage: %s fetch [-s memory] [-v vcpus] [-n pages] [-S] [-m mode] [-r]\n"
+	       "       %s off [-s memory] [-v vcpus] [-n pages] [-r]\n"
 	       "       %s clear\n"
+	       "       %s memory\n"
 #ifdef __x86_64__
-	       "       %s poison [-n pages]\n"
+	       "       %s poison [-n pages] [-r]\n"
 #endif
-	       " -s: what the memory is (default: anon)\n"
+	       " -s: anon (default), shmem, or guest_memfd\n"
 	       " -v: number of vCPUs (default: 1)\n"
 	       " -n: pages per vCPU (default: 4096), or of the memory that is poisoned\n"
-	       "     (default: 1 GiB; HugeTLB pages must be there for it)\n"
+	       "     (default: 1 GiB; HugeTLB pages must be there for it, and for clear)\n"
+	       " -S: all vCPUs touch the same pages\n"
 	       " -r: in reverse order\n"
-	       " -m: only this way to fetch:", name, name
+	       " -m: only this way to fetch:", name, name, name, name
 #ifdef __x86_64__
 	       , name
 #endif
@@ -913,31 +1295,41 @@ static void help(const char *name)
 	printf("\n");
 }
 
+static enum backing parse_backing(const char *name)
+{
+	int i;
+
+	for (i = 0; i < NR_BACKINGS; i++) {
+		if (!strcmp(name, backing_names[i]))
+			return i;
+	}
+	TEST_FAIL("Unknown memory %s", name);
+}
+
 int main(int argc, char *argv[])
 {
-	enum vm_mem_backing_src_type backing = VM_MEM_SRC_ANONYMOUS;
 	const char *what = argc > 1 ? argv[1] : "", *only = NULL;
+	struct fetch fetch = { .nr_vcpus = 1 };
 	u64 nr_pages = 0, i;
 	bool reverse = false;
-	int nr_vcpus = 1;
 	int opt;
 
 	optind = 2;
-	while (argc > 1 && (opt = getopt(argc, argv, "s:v:n:m:rh")) != -1) {
+	while (argc > 1 && (opt = getopt(argc, argv, "s:v:n:Sm:rh")) != -1) {
 		switch (opt) {
 		case 's':
-			if (!strcmp(optarg, "shmem"))
-				backing = VM_MEM_SRC_SHMEM;
-			else
-				TEST_ASSERT(!strcmp(optarg, "anon"), "Unknown memory %s", optarg);
+			fetch.backing = parse_backing(optarg);
 			break;
 		case 'v':
-			nr_vcpus = atoi_positive("Number of vCPUs", optarg);
-			TEST_ASSERT(nr_vcpus <= MAX_VCPUS, "At most %d vCPUs", MAX_VCPUS);
+			fetch.nr_vcpus = atoi_positive("Number of vCPUs", optarg);
+			TEST_ASSERT(fetch.nr_vcpus <= MAX_VCPUS, "At most %d vCPUs", MAX_VCPUS);
 			break;
 		case 'n':
 			nr_pages = atoi_positive("Number of pages", optarg);
 			TEST_ASSERT(!(nr_pages % MAX_AROUND), "No multiple of %d", MAX_AROUND);
+			break;
+		case 'S':
+			fetch.same = true;
 			break;
 		case 'm':
 			only = optarg;
@@ -950,8 +1342,7 @@ int main(int argc, char *argv[])
 			return opt == 'h' ? 0 : 1;
 		}
 	}
-
-	TEST_REQUIRE_USERFAULT();
+	fetch.nr_pages = nr_pages ?: 4096;
 
 	source = aligned_alloc(psz, MAX_AROUND * psz);
 	TEST_ASSERT(source, "Out of memory");
@@ -962,13 +1353,22 @@ int main(int argc, char *argv[])
 	printf("clock exact=%s insns_per_tick=%lu\n", clock_is_exact ? "true" : "false",
 	       insns_per_tick);
 
+	if (!strcmp(what, "off")) {
+		bench_off(reverse, &fetch);
+		return 0;
+	}
+
+	TEST_REQUIRE_USERFAULT();
+
 	if (!strcmp(what, "fetch"))
-		bench_fetches(only, reverse, backing, nr_vcpus, nr_pages ?: 4096);
+		bench_fetches(only, reverse, &fetch);
 	else if (!strcmp(what, "clear"))
 		bench_clear();
+	else if (!strcmp(what, "memory"))
+		bench_memory();
 #ifdef __x86_64__
 	else if (!strcmp(what, "poison"))
-		bench_poisons(nr_pages ?: SZ_1G / psz);
+		bench_poisons(nr_pages ?: SZ_1G / psz, reverse);
 #endif
 	else
 		help(argv[0]);
