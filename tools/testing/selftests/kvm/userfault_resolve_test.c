@@ -595,76 +595,76 @@ KVM_ONE_VCPU_TEST(userfault_resolve, arm_drops, guest_ops)
 }
 
 /*
- * An exit in the middle of an arm.  If a page at the end of the range is seen to
- * be clear after the exit, then the exit was first: by the time that the arm has
- * returned, the resolve must be dropped.
+ * An exit in the middle of an arm: one that comes when a page at the start of the
+ * range is armed already, and is over when a page at its end is still clear.  By
+ * the time that the arm has returned, the resolve must be dropped.  Try until some
+ * exits have been seen to come there, however long that takes on a busy machine.
  */
 #define RACE_PAGES	(SZ_1G / psz)
+#define RACE_FIRST	64
 #define RACE_LAST	(RACE_PAGES - 64)
-#define RACE_LOOPS	400
+#define RACE_LOOPS	100000
+#define RACE_HITS	2
 
 struct armer {
 	struct kvm_vm *vm;
-	int started;
-	int done;
-	bool ready;
+	pthread_barrier_t barrier;
+	bool stop;
 };
 
 static void *race_arm(void *arg)
 {
 	struct armer *a = arg;
-	int i;
 
-	for (i = 1; i <= RACE_LOOPS; i++) {
-		while (!READ_ONCE(a->ready))
-			sched_yield();
-		WRITE_ONCE(a->ready, false);
-		__atomic_store_n(&a->started, i, __ATOMIC_RELEASE);
+	for (;;) {
+		pthread_barrier_wait(&a->barrier);
+		if (a->stop)
+			return NULL;
 		vm_userfault_arm(a->vm, UF_GPA, RACE_PAGES * psz);
-		__atomic_store_n(&a->done, i, __ATOMIC_RELEASE);
+		pthread_barrier_wait(&a->barrier);
 	}
-	return NULL;
 }
 
-KVM_ONE_VCPU_TEST(userfault_resolve, arm_in_progress, guest_ops)
+KVM_ONE_VCPU_TEST_1G(userfault_resolve, arm_in_progress, guest_ops)
 {
 	struct kvm_vm *vm = vcpu->vm;
 	struct armer a = { .vm = vm };
-	int i, early = 0, dropped = 0;
+	int i, hits = 0;
 	pthread_t thread;
-	bool clear;
+	bool in_time;
 	void *hva;
 
 	hva = alloc_mem(RACE_PAGES);
 	set_slot(vm, UF_SLOT, KVM_MEM_USERFAULT, UF_GPA, RACE_PAGES, hva);
 	virt_map(vm, UF_GPA, UF_GPA, 1);
 	set_cmd(vcpu, READ, UF_GPA, 0);
+	pthread_barrier_init(&a.barrier, NULL, 2);
 	pthread_create(&thread, NULL, race_arm, &a);
 
-	for (i = 1; i <= RACE_LOOPS; i++) {
+	for (i = 0; i < RACE_LOOPS && hits < RACE_HITS; i++) {
 		vm_userfault_arm(vm, UF_GPA, psz);
 		vm_userfault_clear(vm, GPA(1), (RACE_PAGES - 1) * psz);
 
-		/* Spin: waking up a thread takes longer than the arm. */
-		WRITE_ONCE(a.ready, true);
-		while (__atomic_load_n(&a.started, __ATOMIC_ACQUIRE) != i)
+		/* Spin: to be woken up takes longer than the arm. */
+		pthread_barrier_wait(&a.barrier);
+		while (!vm_userfault_is_armed(vm, GPA(RACE_FIRST)))
 			;
 		assert_userfault_exit(vcpu, UF_GPA, READ);
-		clear = !vm_userfault_is_armed(vm, GPA(RACE_LAST));
-		while (__atomic_load_n(&a.done, __ATOMIC_ACQUIRE) != i)
-			sched_yield();
+		in_time = !vm_userfault_is_armed(vm, GPA(RACE_LAST));
+		pthread_barrier_wait(&a.barrier);
 
 		resolve_immediate_exit(vcpu, UF_GPA, psz);
-		if (!clear)
+		if (!in_time)
 			continue;
-		early++;
-		dropped += vm_userfault_is_armed(vm, UF_GPA);
+		TEST_ASSERT(vm_userfault_is_armed(vm, UF_GPA), "A resolve undid an arm");
+		hits++;
 	}
 
+	a.stop = true;
+	pthread_barrier_wait(&a.barrier);
 	pthread_join(thread, NULL);
-	pr_info("%d of %d exits were seen to come before an arm has ended\n", early,
-		RACE_LOOPS);
-	TEST_ASSERT_EQ(dropped, early);
+	pr_info("%d of %d exits came in the middle of an arm\n", hits, i);
+	TEST_ASSERT_EQ(hits, RACE_HITS);
 }
 
 /*
@@ -876,9 +876,27 @@ KVM_ONE_VCPU_TEST(userfault_resolve, threads, NULL)
  */
 #define HOSTILE_PAGE	600
 
+/* Which fields the other thread writes to. */
+enum hostile_phase {
+	HOSTILE_ALL,
+	/* Good and bad in turn, as fast as can be, to hit between two reads. */
+	HOSTILE_GPA,
+	HOSTILE_SIZE,
+	NR_HOSTILE_PHASES,
+};
+
+/* A good range, a place where it would be bad, and a size with which it would be. */
+#define HOSTILE_FIRST	400
+#define HOSTILE_NR	256
+#define HOSTILE_BAD_GPA	GPA(0)
+#define HOSTILE_BAD_NR	(ALL_PAGES - HOSTILE_FIRST)
+#define HOSTILE_REFUSED	50
+#define HOSTILE_SECONDS	20
+
 struct hostile {
 	struct kvm_run *run;
 	pthread_t thread;
+	enum hostile_phase phase;
 	bool stop;
 };
 
@@ -898,10 +916,21 @@ static void *hostile_writer(void *arg)
 	u64 i;
 
 	for (i = 0; !READ_ONCE(h->stop); i++) {
-		WRITE_ONCE(run->memory_fault.flags,
-			   i % 13 ? KVM_MEMORY_EXIT_FLAG_RESOLVED : 0);
-		WRITE_ONCE(run->memory_fault.gpa, gpas[i % ARRAY_SIZE(gpas)]);
-		WRITE_ONCE(run->memory_fault.size, sizes[i % ARRAY_SIZE(sizes)]);
+		switch (READ_ONCE(h->phase)) {
+		case HOSTILE_GPA:
+			WRITE_ONCE(run->memory_fault.gpa, HOSTILE_BAD_GPA);
+			WRITE_ONCE(run->memory_fault.gpa, GPA(HOSTILE_FIRST));
+			break;
+		case HOSTILE_SIZE:
+			WRITE_ONCE(run->memory_fault.size, HOSTILE_BAD_NR * psz);
+			WRITE_ONCE(run->memory_fault.size, HOSTILE_NR * psz);
+			break;
+		default:
+			WRITE_ONCE(run->memory_fault.flags,
+				   i % 13 ? KVM_MEMORY_EXIT_FLAG_RESOLVED : 0);
+			WRITE_ONCE(run->memory_fault.gpa, gpas[i % ARRAY_SIZE(gpas)]);
+			WRITE_ONCE(run->memory_fault.size, sizes[i % ARRAY_SIZE(sizes)]);
+		}
 	}
 	return NULL;
 }
@@ -913,31 +942,45 @@ static u64 next_page(const unsigned long *bitmap, u64 page, bool armed)
 	return page;
 }
 
-KVM_ONE_VCPU_TEST(userfault_resolve, hostile_values, guest_ops)
+KVM_ONE_VCPU_TEST_1G(userfault_resolve, hostile_values, guest_ops)
 {
 	unsigned long bitmap[ALL_PAGES / BITS_PER_LONG];
 	struct hostile h = { .run = vcpu->run };
 	struct kvm_vm *vm = vcpu->vm;
-	u64 i, first, end, nr[3] = { 0 };
+	u64 i, first, end, nr[3] = { 0 }, refused[NR_HOSTILE_PHASES] = { 0 };
+	struct timespec start;
+	bool missing = true;
 	int ret, err;
 
 	add_armed_slot(vm, ALL_PAGES);
 	set_cmd(vcpu, READ, GPA(HOSTILE_PAGE), 0);
 	pthread_create(&h.thread, NULL, hostile_writer, &h);
 
-	for (i = 0; i < 4000; i++) {
+	/*
+	 * A range that is refused has been written to meanwhile: without some of
+	 * these the two threads did not run at the same time.  Give a machine that is
+	 * too busy for that some time, but let it be.
+	 */
+	clock_gettime(CLOCK_MONOTONIC, &start);
+	for (i = 0; i < 4000 || (missing && timespec_elapsed(start).tv_sec < HOSTILE_SECONDS);
+	     i++) {
+		missing = refused[HOSTILE_GPA] < HOSTILE_REFUSED ||
+			  refused[HOSTILE_SIZE] < HOSTILE_REFUSED;
+		WRITE_ONCE(h.phase, i % NR_HOSTILE_PHASES);
 		vm_userfault_arm(vm, UF_GPA, ALL_PAGES * psz);
 		ret = _vcpu_run(vcpu);
 		TEST_ASSERT(ret == -1 && errno == EFAULT, "ret %d errno %d", ret, errno);
 
-		/* Something to start with, should the other thread not be running. */
-		vcpu_userfault_resolve(vcpu, GPA(HOSTILE_PAGE - 50), 100 * psz);
-
-		/* The exit stays pending for as long as the range is bad. */
-		while (err = run_immediate_exit(vcpu), err == EINVAL) {
-			if (!(++nr[0] % 64))
-				sched_yield();
-		}
+		/*
+		 * Begin with a good range, should the other thread not be running.
+		 * The exit stays pending for as long as the range is bad.
+		 */
+		do {
+			vcpu_userfault_resolve(vcpu, GPA(HOSTILE_FIRST), HOSTILE_NR * psz);
+			err = run_immediate_exit(vcpu);
+			nr[0] += err == EINVAL;
+			refused[h.phase] += err == EINVAL;
+		} while (err == EINVAL);
 		TEST_ASSERT_EQ(err, EINTR);
 
 		vm_userfault_get(vm, UF_GPA, ALL_PAGES * psz, bitmap);
@@ -955,7 +998,8 @@ KVM_ONE_VCPU_TEST(userfault_resolve, hostile_values, guest_ops)
 
 	WRITE_ONCE(h.stop, true);
 	pthread_join(h.thread, NULL);
-	pr_info("%lu times refused, %lu ignored, %lu done\n", nr[0], nr[1], nr[2]);
+	pr_info("%lu times refused (gpa %lu, size %lu), %lu ignored, %lu done\n", nr[0],
+		refused[HOSTILE_GPA], refused[HOSTILE_SIZE], nr[1], nr[2]);
 }
 
 #ifdef __x86_64__
