@@ -15,7 +15,8 @@ help:		## this list
 run: selftests	## boot a VM and demand-page a guest in it through the ioctl; sets up all it needs
 	@$(TOOLS)/run.sh
 
-check: deps	## everything that must pass, in the end "N passed, N failed, N skipped"
+check: export ARCHS := $(or $(ARCHS),$(ARCH),x86_64 arm64)
+check: deps	## everything that must pass, on ARCHS="x86_64 arm64"; in the end "N passed, N failed, N skipped"
 	@$(TOOLS)/check.sh
 
 check-long: deps	## long random runs on the DEBUG=1 kernel. MINUTES=60 KERNELS="debug kcsan"

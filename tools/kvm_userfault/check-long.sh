@@ -51,7 +51,7 @@ for kernel_kind in ${KERNELS:-debug}; do
 	esac
 	say "$(date -u '+%F %H:%M')" "make check-long MINUTES=$minutes KERNELS=$kernel_kind ARCH=$arch"
 	# shellcheck disable=SC2046
-	DEBUG=$DEBUG LIST=$list ONCE=1 "$here/check.sh" \
+	DEBUG=$DEBUG ARCHS=$arch LIST=$list ONCE=1 "$here/check.sh" \
 		$(awk -v arch="$arch" '$1 == "all" || $1 == arch { print $2 }' "$list") || bad=1
 	mv "$build/check.tap" "$build/check-long.$kernel_kind.tap"
 done

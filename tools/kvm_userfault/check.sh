@@ -1,9 +1,11 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-only
-# Run everything that must pass: the overlay's form, unit tests, builds, and the tests in VMs.
-# Writes build/check.tap and closes with the counts. Names of tests as arguments: only these.
-# A program that fails in a VM is run once more, unless ONCE=1.
-# LIST= takes another list of tests.
+# Run everything that must pass: the overlay's form, unit tests, builds, and the tests in VMs, for
+# ARCHS (by default what ARCH says, without that both architectures). Writes build/check.tap and
+# closes with the counts. Names of tests as arguments: only these. A program that fails in a VM is
+# run once more, unless ONCE=1. LIST= takes another list of tests.
+
+archs=${ARCHS:-${ARCH:-x86_64 arm64}}
 
 . "$(dirname "$0")/lib.sh"
 . "$here/qemu.sh"
@@ -188,10 +190,6 @@ vm_tests()
 {
 	sed 's/#.*//' "$tests" | awk -v arch="$arch" -v only=" $* " '
 		NF && ($1 == "all" || $1 == arch) && (only == "  " || index(only, " " $2 " "))' >"$tmp/tests"
-	for name in "$@"; do
-		awk -v name="$name" '$2 == name { found = 1 } END { exit !found }' "$tmp/tests" ||
-			die "$tests has no $name for $arch"
-	done
 	awk '!seen[$4]++ { print $4 }' "$tmp/tests" >"$tmp/groups"
 	while read -r parameters <&3; do
 		awk -v p="$parameters" '$4 == p { $1 = $4 = ""; print }' "$tmp/tests" >"$tmp/list"
@@ -227,6 +225,11 @@ write_tap()
 	}' "$results" >"$build/check.tap"
 }
 
+for name in "$@"; do
+	sed 's/#.*//' "$tests" | awk -v name="$name" -v archs=" all $archs " '
+		$2 == name && index(archs, " " $1 " ") { found = 1 } END { exit !found }' ||
+		die "$tests has no $name for $archs"
+done
 check host/tree "$here/tree.sh" || :
 if [ $# -eq 0 ]; then
 	for lint in patches spdx scripts style; do
@@ -234,10 +237,13 @@ if [ $# -eq 0 ]; then
 	done
 	[ ! -e tools/testing/kvm_userfault/Makefile ] || unit_tests
 fi
-if check host/kernel "$here/kernel.sh" && check host/selftests "$here/selftests.sh"; then
-	[ $# -gt 0 ] || check host/warnings "$here/lint.sh" warnings || :
-	vm_tests "$@"
-fi
+for arch in $archs; do
+	set_arch "$arch"
+	if check "$arch/kernel" "$here/kernel.sh" && check "$arch/selftests" "$here/selftests.sh"; then
+		[ $# -gt 0 ] || check "$arch/warnings" "$here/lint.sh" warnings || :
+		vm_tests "$@"
+	fi
+done
 
 write_tap
 passed=$(grep -c '^pass' "$results") || :

@@ -27,12 +27,20 @@ spin spin
 /usr/include/openssl/opensslv.h libssl-dev
 /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
 "
-[ "$arch" != x86_64 ] || needs="$needs
-qemu-system-x86_64 qemu-system-x86"
-[ "$arch" != arm64 ] || needs="$needs
+for arch in ${ARCHS:-$arch}; do
+	set_arch "$arch"
+	case $arch in
+	x86_64)
+		needs="$needs
+qemu-system-x86_64 qemu-system-x86" ;;
+	arm64)
+		needs="$needs
 qemu-system-aarch64 qemu-system-arm
-${cross}gcc gcc${cross:+-aarch64-linux-gnu}
-/usr/aarch64-linux-gnu/include/stdio.h libc6-dev-arm64-cross"
+${cross}gcc gcc${cross:+-aarch64-linux-gnu}"
+		[ -z "$cross" ] || needs="$needs
+/usr/aarch64-linux-gnu/include/stdio.h libc6-dev-arm64-cross" ;;
+	esac
+done
 [ "${NEED:-}" != bench ] || needs="$needs
 gnuplot gnuplot-nox"
 

@@ -18,7 +18,7 @@ fragments()
 
 kmake()
 {
-	make -C "$tree" O="$o" ARCH="$arch" CROSS_COMPILE="$cross" CC="$cc" HOSTCC="${cc#"$cross"}" \
+	make -C "$tree" O="$o" ARCH="$arch" CROSS_COMPILE="$cross" CC="$cc" HOSTCC="$hostcc" \
 		KBUILD_BUILD_TIMESTAMP=@0 KBUILD_BUILD_USER=kvm KBUILD_BUILD_HOST=userfault \
 		KBUILD_BUILD_VERSION=1 -s "$@"
 }

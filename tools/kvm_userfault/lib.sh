@@ -14,15 +14,6 @@ invoked=$PWD
 cd "$top"
 tree=$build/tree
 cache=${KVM_USERFAULT_CACHE:-${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/kvm-userfault}
-arch=${ARCH:-x86_64}
-# Kernels other than the plain one: debug (DEBUG=1) with slow checks, kcsan (DEBUG=kcsan) that looks
-# for data races; off and lockstat, with which bench.sh compares.
-case ${DEBUG:-} in
-""|kcsan)	variant=${VARIANT:-${DEBUG:-}} ;;
-*)		variant=debug ;;
-esac
-flavour=$arch${variant:+-$variant}
-out=$build/$flavour
 logs=$build/log
 jobs=${JOBS:-$(nproc)}
 
@@ -35,18 +26,37 @@ die()
 	exit 1
 }
 
-# The two architectures, and what the kernel and the tool chain call them.
-case $arch in
-x86_64)	karch=x86; image=arch/x86/boot/bzImage; cross= ;;
-arm64)	karch=arm64; image=arch/arm64/boot/Image; cross=aarch64-linux-gnu- ;;
-*)	die "ARCH=$arch: must be x86_64 or arm64" ;;
+# Kernels other than the plain one: debug (DEBUG=1) with slow checks, kcsan (DEBUG=kcsan) that looks
+# for data races; off and lockstat, with which bench.sh compares.
+case ${DEBUG:-} in
+""|kcsan)	variant=${VARIANT:-${DEBUG:-}} ;;
+*)		variant=debug ;;
 esac
-[ "$(uname -m)" != aarch64 ] || [ "$arch" != arm64 ] || cross=
-cc=${cross}gcc
-! command -v ccache >/dev/null || cc="ccache $cc"
+
+# set_arch ARCH: one of the two architectures, and what the kernel and the tool chain call it.
+set_arch()
+{
+	arch=$1
+	case $arch in
+	x86_64)	karch=x86; image=arch/x86/boot/bzImage; cross= ;;
+	arm64)	karch=arm64; image=arch/arm64/boot/Image; cross=aarch64-linux-gnu- ;;
+	*)	die "ARCH=$arch: must be x86_64 or arm64" ;;
+	esac
+	[ "$(uname -m)" != aarch64 ] || [ "$arch" != arm64 ] || cross=
+	flavour=$arch${variant:+-$variant}
+	out=$build/$flavour
+	kernel=$out/kernel/$image
+	cc=${ccache}${cross}gcc
+	export ARCH="$arch"
+}
+
 # What one clone has compiled serves every other: no option may make the result depend on where it is.
 export CCACHE_BASEDIR="$build" CCACHE_NOHASHDIR=1 CCACHE_IGNOREOPTIONS='-fmacro-prefix-map=*'
-export karch image cross cc out logs jobs
+ccache=
+! command -v ccache >/dev/null || ccache="ccache "
+hostcc=${ccache}gcc
+set_arch "${ARCH:-x86_64}"
+export karch image cross cc hostcc out logs jobs
 
 # git on the base kernel: HEAD is the pristine base, the index the overlay as it was
 # last laid, and the work tree what is being edited.

@@ -2,7 +2,6 @@
 # shellcheck shell=sh disable=SC2034,SC2154
 # Sourced after lib.sh by what boots the kernel: jobs for init.c, and QEMU.
 
-kernel=$out/kernel/$image
 boot_seconds=${BOOT_SECONDS:-120}
 
 # job HOW >JOB begins a job; the programs follow.
@@ -110,7 +109,7 @@ boot()
 		[ "$accel" != tcg,thread=multi ] || append="$(tsc_rate) $append"
 		append="console=ttyS0 reboot=t tsc=reliable no_timer_check $append" ;;
 	arm64)
-		qemu="qemu-system-aarch64 -M virt,virtualization=on,gic-version=3"
+		qemu="qemu-system-aarch64 -M virt,virtualization=on,gic-version=3,mte=on"
 		qemu="$qemu -cpu max,pauth-impdef=on,lpa2=off,sve=off,sme=off"
 		append="console=ttyAMA0 $append" ;;
 	esac
