@@ -1,6 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-only
-# Print the path of the base kernel's tarball, after downloading it where that is needed.
+# Print the path of the base kernel's tarball, after downloading it where that is needed; with the
+# argument "shell" that of a static shell for ARCH, for VMs that cannot run the host's.
 #
 # The base is Debian's linux-source-7.2, from the mirror this machine's apt uses and through an
 # apt state of our own, so that the machine's own package lists stay as they are. apt checks the
@@ -10,6 +11,7 @@
 
 package=linux-source-7.2
 suites="trixie-backports forky sid"
+deb_arch=$(dpkg --print-architecture 2>/dev/null) || deb_arch=amd64
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 advice="set KERNEL_TARBALL= to a tarball of Linux 7.2"
 
@@ -29,7 +31,8 @@ private_apt()
 {
 	apt-get -q -o Dir::Etc::sourcelist="$apt/sources.list" -o Dir::Etc::sourceparts=/dev/null \
 		-o Dir::State::lists="$apt/lists" -o Dir::State::status=/dev/null \
-		-o Dir::Cache="$apt/cache" -o APT::Sandbox::User="$(id -un)" "$@"
+		-o Dir::Cache="$apt/cache" -o APT::Sandbox::User="$(id -un)" \
+		-o APT::Architecture="$deb_arch" -o APT::Architectures::="$deb_arch" "$@"
 }
 
 # Where the machine's own apt gets Debian from; one that is not Debian's fails on the signature.
@@ -41,6 +44,7 @@ mirrors()
 		awk '$3 == "main" && $2 !~ /security|\// { print $1 }' | awk '!seen[$0]++'
 }
 
+# download PACKAGE, into $work
 download()
 {
 	apt=$work/apt
@@ -50,7 +54,7 @@ download()
 			rm -rf "$apt"
 			mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial"
 			echo "deb [signed-by=$keyring] $mirror $suite main" >"$apt/sources.list"
-			private_apt update && (cd "$work" && private_apt download "$package") && return
+			private_apt update && (cd "$work" && private_apt download "$1") && return
 		done
 	done
 	return 1
@@ -64,14 +68,41 @@ unpack_package()
 	mv "$work/tarball" "$cache/$name.tar.xz"
 }
 
-tarball=$(newest)
-if [ -z "$tarball" ]; then
-	command -v apt-get >/dev/null || die "no apt-get here to fetch $package with: $advice"
-	need_space "$cache" 600 "the base kernel's download"
+unpack_shell()
+{
+	deb=$(find "$work" -maxdepth 1 -name "busybox-static_*.deb") &&
+	dpkg-deb --fsys-tarfile "$deb" | tar -xO --wildcards './*bin/busybox' >"$work/busybox" &&
+	chmod +x "$work/busybox" &&
+	mv "$work/busybox" "$shell"
+}
+
+make_work()
+{
+	need_space "$cache" 600 "the download"
 	work=$(mktemp -d "$cache/download.XXXXXX")
 	trap 'rm -rf "$work"' EXIT
 	mkdir -p "$logs"
-	try "download $package" "$logs/download.log" download >&2 ||
+}
+
+if [ "${1:-}" = shell ]; then
+	shell=$cache/busybox-$arch
+	if [ ! -e "$shell" ]; then
+		command -v apt-get >/dev/null || die "no apt-get here to fetch a shell for $arch with"
+		make_work
+		[ "$arch" != arm64 ] || deb_arch=arm64
+		try "download a shell for $arch" "$logs/download.log" download busybox-static >&2 ||
+			die "no busybox-static for $arch to be had (see $logs/download.log)"
+		unpack_shell || die "cannot unpack busybox-static"
+	fi
+	echo "$shell"
+	exit
+fi
+
+tarball=$(newest)
+if [ -z "$tarball" ]; then
+	command -v apt-get >/dev/null || die "no apt-get here to fetch $package with: $advice"
+	make_work
+	try "download $package" "$logs/download.log" download "$package" >&2 ||
 		die "no $package to be had from this machine's Debian mirror (see $logs/download.log): $advice"
 	try "take the source out of the package" "$logs/download.log" unpack_package >&2 ||
 		die "cannot unpack $package (see $logs/download.log): $advice"

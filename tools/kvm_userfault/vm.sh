@@ -11,7 +11,11 @@
 
 if [ $# -eq 0 ]; then
 	[ -t 0 ] || die "make vm gives a shell on a terminal, and this is none: use make vm EXEC=PROGRAM"
-	set -- "${SHELL:-/bin/sh}" -i
+	if [ -z "$cross" ]; then
+		set -- "${SHELL:-/bin/sh}" -i
+	else
+		set -- "$("$here/fetch.sh" shell)" sh -i
+	fi
 else
 	program=$(cd "$invoked" && command -v "$1") || die "$1: no such program"
 	case $program in
