@@ -19,6 +19,15 @@ static inline bool kvm_arch_has_userfault(struct kvm *kvm)
 }
 #endif
 
+/*
+ * Unmap a range, with mmu_lock held for write; once that is done for all ranges,
+ * flush if the answer was true for any.
+ */
+#ifndef kvm_arch_userfault_unmap
+#define kvm_arch_userfault_unmap	kvm_unmap_gfn_range
+#define kvm_arch_userfault_flush	kvm_flush_remote_tlbs
+#endif
+
 #ifdef CONFIG_KVM_USERFAULT
 
 #define KVM_USERFAULT_MEM_FLAGS	(KVM_MEM_USERFAULT | KVM_MEM_USERFAULT_ARMED)

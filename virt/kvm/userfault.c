@@ -206,10 +206,10 @@ static void userfault_unmap(struct userfault_chunk *chunk,
 	bool flush = false;
 
 	for (; userfault_next_run(chunk, start, end, &range); start = range.end)
-		flush |= kvm_unmap_gfn_range(chunk->kvm, &range);
+		flush |= kvm_arch_userfault_unmap(chunk->kvm, &range);
 
 	if (flush)
-		kvm_flush_remote_tlbs(chunk->kvm);
+		kvm_arch_userfault_flush(chunk->kvm);
 }
 
 static void userfault_collapse(struct userfault_chunk *chunk,
