@@ -10,9 +10,11 @@
  *  - freezing a running VM with a single call, and thawing it likewise
  *
  * What the guest reads and which exits there are is checked everywhere, how
- * large mappings are only where KVM's statistics tell, i.e. on x86.  The TDP MMU
- * splits and collapses in place.  Any other MMU of x86 unmaps whole blocks, which
- * may be seen in faults and sizes, never in an exit.
+ * large mappings are where KVM tells: on x86 in its statistics, on arm64 if the
+ * stage 2 tables are in debugfs.  The TDP MMU splits and collapses in place; arm64
+ * splits in place, but collapses by unmapping, so that it takes an access to see
+ * the large mapping.  Any other MMU of x86 unmaps whole blocks.  That may be seen
+ * in faults and sizes, never in an exit.
  */
 #define _GNU_SOURCE
 #include <linux/sizes.h>
@@ -20,11 +22,11 @@
 #include <pthread.h>
 #include <semaphore.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 
 #include "kvm_syscalls.h"
 #include "kvm_test_harness.h"
 #include "kvm_util.h"
+#include "kvm_userfault_debug.h"
 #include "kvm_userfault_util.h"
 #include "processor.h"
 #include "test_util.h"
@@ -120,15 +122,6 @@ struct memory {
 #endif
 };
 
-static bool has_sizes(void)
-{
-#ifdef __x86_64__
-	return true;
-#else
-	return false;
-#endif
-}
-
 /* Large mappings are split and collapse without taking any page away. */
 static bool in_place(void)
 {
@@ -139,12 +132,51 @@ static bool in_place(void)
 #endif
 }
 
+#ifdef __aarch64__
+static bool has_sizes(void)
+{
+	return has_stage2_dump();
+}
+
+static bool splits_in_place(void)
+{
+	return true;
+}
+
+/* Does the end of dirty logging bring large mappings back, but for other faults? */
+static bool log_off_recovers(void)
+{
+	return false;
+}
+
+#else
+static bool has_sizes(void)
+{
+	return true;
+}
+
+static bool splits_in_place(void)
+{
+	return in_place();
+}
+
+static bool log_off_recovers(void)
+{
+	return true;
+}
+#endif
+
 static u64 get_stat(struct kvm_vm *vm, enum vm_stat stat)
 {
 	u64 val = 0;
 
-	if (has_sizes())
-		kvm_get_stat(&vm->stats, stat_names[stat], &val, 1);
+	if (!has_sizes())
+		return 0;
+#ifdef __aarch64__
+	if (stat <= PAGES_1G)
+		return vm_nr_stage2(vm, STAGE2_LAST_LEVEL - stat, 0, -1ul, "");
+#endif
+	kvm_get_stat(&vm->stats, stat_names[stat], &val, 1);
 	return val;
 }
 
@@ -176,19 +208,19 @@ do {										\
 		TEST_ASSERT_EQ(nr_stat(__m, PAGES_1G), _1g);			\
 		TEST_ASSERT_EQ(nr_stat(__m, PAGES_2M), _2m);			\
 	}									\
-	if (in_place())								\
+	if (has_sizes() && splits_in_place())					\
 		TEST_ASSERT_EQ(nr_stat(__m, PAGES_4K), _4k);			\
 } while (0)
 
-/* Other MMUs only unmap: they count nothing. */
+/* Other MMUs of x86 only unmap: they count nothing. */
 #define assert_events(m, splits, collapses)					\
 do {										\
 	struct memory *__m = (m);						\
 										\
 	if (has_sizes()) {							\
-		TEST_ASSERT_EQ(nr_stat(__m, SPLITS), in_place() ? (splits) : 0);	\
+		TEST_ASSERT_EQ(nr_stat(__m, SPLITS), splits_in_place() ? (splits) : 0);	\
 		TEST_ASSERT_EQ(nr_stat(__m, COLLAPSES),				\
-			       in_place() ? (collapses) : 0);			\
+			       splits_in_place() ? (collapses) : 0);		\
 	}									\
 } while (0)
 
@@ -278,9 +310,23 @@ static void set_flags(struct memory *m, u32 flags)
 				  m->hva);
 }
 
-/* Guest mappings are no smaller than those of the host, for shadow paging. */
+/*
+ * Guest mappings are no smaller than those of the host, for shadow paging; and 1G of
+ * small ones would take more tables than the guest has memory for.
+ */
 static void map_in_guest(struct kvm_vm *vm, gpa_t gpa, u64 npages, enum backing backing)
 {
+#ifdef __aarch64__
+	if (backing == HUGETLB_1G) {
+		u64 pte;
+
+		TEST_ASSERT_EQ(npages, BLOCK_1G);
+		virt_pg_map(vm, gpa, gpa);
+		pte = *virt_get_pte_hva(vm, gpa);
+		*virt_get_pte_hva_at_level(vm, gpa, 1) = pte & ~BIT(1);
+		return;
+	}
+#endif
 #ifdef __x86_64__
 	if (backing == HUGETLB_1G)
 		virt_map_level(vm, gpa, gpa, npages * PSZ, PG_LEVEL_1G);
@@ -639,7 +685,7 @@ KVM_ONE_VCPU_TEST_1G(userfault_hugepage, split_hugetlb_1g, guest_touch)
 	faults = nr_faults(vcpu);
 
 	arm(&m, 77 * BLOCK + 5, 1);
-	if (in_place())
+	if (splits_in_place())
 		assert_sizes(&m, 0, BLOCK - 1, BLOCK - 1);
 	assert_events(&m, 2, 0);
 	touch(&m, TOUCH_WRITE, 77 * BLOCK, 5);
@@ -649,7 +695,7 @@ KVM_ONE_VCPU_TEST_1G(userfault_hugepage, split_hugetlb_1g, guest_touch)
 	touch(&m, TOUCH_READ, 78 * BLOCK, 1);
 	touch(&m, TOUCH_READ, BLOCK_1G - 1, 1);
 	assert_no_faults(vcpu, faults);
-	if (!in_place())
+	if (!splits_in_place())
 		assert_sizes(&m, 0, 4, BLOCK - 1);
 	touch_armed(&m, TOUCH_READ, 77 * BLOCK + 5);
 
@@ -657,7 +703,7 @@ KVM_ONE_VCPU_TEST_1G(userfault_hugepage, split_hugetlb_1g, guest_touch)
 	unmap_all(&m);
 	touch(&m, TOUCH_READ, 7, 1);
 	arm(&m, 77 * BLOCK, BLOCK);
-	if (in_place())
+	if (splits_in_place())
 		assert_sizes(&m, 0, BLOCK - 1, 0);
 	assert_events(&m, 3, 0);
 	unmap_all(&m);
@@ -791,7 +837,7 @@ KVM_ONE_VCPU_TEST_1G(userfault_hugepage, collapse_hugetlb_1g, guest_touch)
 	touch(&m, TOUCH_WRITE, 7, 1);
 	arm(&m, a, 1);
 	arm(&m, b, 2);
-	if (in_place())
+	if (splits_in_place())
 		assert_sizes(&m, 0, BLOCK - 2, 2 * BLOCK - 3);
 	assert_events(&m, 3, 0);
 
@@ -802,7 +848,7 @@ KVM_ONE_VCPU_TEST_1G(userfault_hugepage, collapse_hugetlb_1g, guest_touch)
 	TEST_ASSERT_EQ(collapse(&m, c, 1), 1);
 	faults = nr_faults(vcpu);
 	touch(&m, TOUCH_WRITE, b, 2);
-	assert_sizes(&m, 0, in_place() ? BLOCK - 1 : 1, BLOCK - 1);
+	assert_sizes(&m, 0, splits_in_place() ? BLOCK - 1 : 1, BLOCK - 1);
 	assert_no_faults(vcpu, faults);
 	assert_events(&m, 3, 1);
 	touch_armed(&m, TOUCH_READ, a);
@@ -822,7 +868,12 @@ KVM_ONE_VCPU_TEST_1G(userfault_hugepage, collapse_hugetlb_1g, guest_touch)
 	assert_no_faults(vcpu, faults);
 }
 
-/* Dirty logging wants small pages, and gets them. */
+/* Dirty logging wants small pages, and gets them: where it splits ahead, all are mapped. */
+static u64 nr_dirty_logged(struct memory *m)
+{
+	return in_place() ? m->npages - 1 : nr_stat(m, PAGES_4K);
+}
+
 KVM_ONE_VCPU_TEST(userfault_hugepage, collapse_dirty_log, guest_touch)
 {
 	unsigned long *dirty;
@@ -836,11 +887,11 @@ KVM_ONE_VCPU_TEST(userfault_hugepage, collapse_dirty_log, guest_touch)
 
 	set_flags(&m, MEM_UF | MEM_LOG);
 	touch_dirty_logged(&m, 8);
-	assert_sizes(&m, 0, 0, m.npages - 1);
+	assert_sizes(&m, 0, 0, nr_dirty_logged(&m));
 	arm(&m, 11, 1);
 	TEST_ASSERT_EQ(collapse(&m, 0, m.npages), 2);
 	touch_dirty_logged(&m, 10);
-	assert_sizes(&m, 0, 0, m.npages - 1);
+	assert_sizes(&m, 0, 0, nr_dirty_logged(&m));
 	assert_events(&m, 1, 0);
 
 	/* With large mappings, the log would have more than these. */
@@ -854,6 +905,8 @@ KVM_ONE_VCPU_TEST(userfault_hugepage, collapse_dirty_log, guest_touch)
 			       i == BLOCK + 33 || i == 2 * BLOCK + 44);
 
 	set_flags(&m, MEM_UF);
+	if (!log_off_recovers())
+		collapse(&m, 0, m.npages);
 	touch_blocks(&m, 8);
 	assert_sizes(&m, 0, NR_BLOCKS, 0);
 	free(dirty);
@@ -1019,8 +1072,10 @@ static const struct flags_case {
 static void test_flags_case(struct memory *m, const struct flags_case *t)
 {
 	const struct flags_step *step;
+	u32 flags = t->flags;
 	bool armed = true;
 	u64 faults, huge;
+	int nr_huge;
 
 	/* READONLY is fixed at creation. */
 	vm_set_user_memory_region(m->vm, UF_SLOT, 0, m->gpa, 0, m->hva);
@@ -1031,17 +1086,21 @@ static void test_flags_case(struct memory *m, const struct flags_case *t)
 	clear(m, 3 * BLOCK, 1);
 
 	for (step = t->steps; step->flags || step->nr_huge; step++) {
-		set_flags(m, step->flags);
-		if (!(step->flags & MEM_UF))
+		nr_huge = step->nr_huge;
+		if ((flags & ~step->flags & (MEM_LOG | MEM_UF)) == MEM_LOG && !log_off_recovers())
+			nr_huge = -1;
+		flags = step->flags;
+		set_flags(m, flags);
+		if (!(flags & MEM_UF))
 			armed = false;
 
 		huge = nr_stat(m, PAGES_2M);
 		faults = nr_faults(m->vcpu);
-		if (in_place() && step->nr_huge >= 0)
-			TEST_ASSERT(huge == step->nr_huge,
+		if (in_place() && nr_huge >= 0)
+			TEST_ASSERT(huge == nr_huge,
 				    "%s: %lu huge after flags 0x%x, wanted %d",
-				    t->name, huge, step->flags, step->nr_huge);
-		if (step->flags & MEM_LOG && !(step->flags & MEM_RO)) {
+				    t->name, huge, flags, nr_huge);
+		if (flags & MEM_LOG && !(flags & MEM_RO)) {
 			touch_dirty_logged(m, 1);
 			touch_dirty_logged(m, BLOCK - 1);
 		} else {
@@ -1050,12 +1109,12 @@ static void test_flags_case(struct memory *m, const struct flags_case *t)
 		}
 
 		huge = nr_stat(m, PAGES_2M);
-		if (has_sizes() && step->nr_huge >= 0)
-			TEST_ASSERT(huge == step->nr_huge,
+		if (has_sizes() && nr_huge >= 0)
+			TEST_ASSERT(huge == nr_huge,
 				    "%s: %lu huge after flags 0x%x and faults, wanted %d",
-				    t->name, huge, step->flags, step->nr_huge);
+				    t->name, huge, flags, nr_huge);
 		TEST_ASSERT(nr_faults(m->vcpu) == faults, "%s: %lu faults after flags 0x%x",
-			    t->name, nr_faults(m->vcpu) - faults, step->flags);
+			    t->name, nr_faults(m->vcpu) - faults, flags);
 
 		if (armed)
 			touch_armed(m, TOUCH_READ, BLOCK + 10);
@@ -1094,7 +1153,7 @@ KVM_ONE_VCPU_TEST_1G(userfault_hugepage, drop_flag_1g, guest_touch)
 	touch(&m, TOUCH_READ, 7, 1);
 	arm(&m, 10 * BLOCK + 10, 1);
 	touch(&m, TOUCH_READ, 10 * BLOCK + 11, 1);
-	assert_sizes(&m, 0, in_place() ? BLOCK - 1 : 0, BLOCK - 1);
+	assert_sizes(&m, 0, splits_in_place() ? BLOCK - 1 : 0, BLOCK - 1);
 	set_flags(&m, 0);
 	if (in_place())
 		assert_sizes(&m, 1, 0, 0);
@@ -1473,49 +1532,15 @@ KVM_ONE_VCPU_TEST(userfault_hugepage, race_all, guest_count)
 /*
  * Tracepoints
  */
-#define TRACEFS	"/sys/kernel/tracing/"
-
-static void write_trace(const char *instance, const char *file, const char *val)
-{
-	char path[256];
-	int fd;
-
-	snprintf(path, sizeof(path), "%s/%s", instance, file);
-	fd = open(path, O_WRONLY);
-	TEST_ASSERT(fd >= 0 && write(fd, val, strlen(val)) == strlen(val),
-		    "Cannot write to %s, errno %d", path, errno);
-	close(fd);
-}
-
-/* Is there a line with @event, and with @what after it? */
-static bool in_trace(const char *instance, const char *event, const char *what)
-{
-	char path[256], line[1024], *p;
-	bool found = false;
-	FILE *f;
-
-	snprintf(path, sizeof(path), "%s/trace", instance);
-	f = fopen(path, "r");
-	TEST_ASSERT(f, "Cannot read %s", path);
-	while (!found && fgets(line, sizeof(line), f)) {
-		line[strcspn(line, "\n")] = 0;
-		p = strstr(line, event);
-		found = p && !strcmp(p + strlen(event), what);
-	}
-	fclose(f);
-	return found;
-}
-
 KVM_ONE_VCPU_TEST(userfault_hugepage, tracepoints, guest_touch)
 {
-	char instance[128], split[128], collapsed[128];
+	char split[128], collapsed[128];
+	struct trace trace;
 	struct memory m;
 
-	__TEST_REQUIRE(!access(TRACEFS "instances", W_OK), "No tracefs on %s", TRACEFS);
-	snprintf(instance, sizeof(instance), TRACEFS "instances/userfault.%d", getpid());
-	TEST_ASSERT(!mkdir(instance, 0700), "Cannot make %s, errno %d", instance, errno);
-	write_trace(instance, "events/kvm/kvm_userfault_split/enable", "1");
-	write_trace(instance, "events/kvm/kvm_userfault_collapse/enable", "1");
+	trace_begin(&trace);
+	trace_enable(&trace, "kvm_userfault_split");
+	trace_enable(&trace, "kvm_userfault_collapse");
 
 	add_memory(&m, vcpu, HUGETLB_2M, NR_BLOCKS * BLOCK, MEM_UF);
 	touch_blocks(&m, 7);
@@ -1527,11 +1552,12 @@ KVM_ONE_VCPU_TEST(userfault_hugepage, tracepoints, guest_touch)
 		 GPA(BLOCK + 100) / PSZ, GPA(2 * BLOCK + 100) / PSZ);
 	snprintf(collapsed, sizeof(collapsed), ": as_id 0 gfn %#lx - %#lx nr 2",
 		 GPA(BLOCK) / PSZ, GPA(3 * BLOCK) / PSZ);
-	TEST_ASSERT_EQ(in_trace(instance, "kvm_userfault_split", split), in_place());
-	TEST_ASSERT_EQ(in_trace(instance, "kvm_userfault_collapse", collapsed), in_place());
+	TEST_ASSERT_EQ(trace_count(&trace, "kvm_userfault_split", split),
+		       splits_in_place());
+	TEST_ASSERT_EQ(trace_count(&trace, "kvm_userfault_collapse", collapsed),
+		       splits_in_place());
 
-	write_trace(instance, "events/enable", "0");
-	TEST_ASSERT(!rmdir(instance), "Cannot remove %s, errno %d", instance, errno);
+	trace_end(&trace);
 }
 
 int main(int argc, char *argv[])

@@ -36,9 +36,19 @@ TEST_F_TIMEOUT(suite, test, 240)					\
 }									\
 static void __suite##_##test(struct kvm_vcpu *vcpu)
 
+/* No test needs arm64's vGIC, whose initialisation is the end of adding vCPUs. */
+#ifdef __aarch64__
+#define USERFAULT_NO_IRQCHIP()	test_disable_default_vgic()
+#else
+#define USERFAULT_NO_IRQCHIP()	do { } while (0)
+#endif
+
 #define TEST_REQUIRE_USERFAULT()					\
+do {									\
 	__TEST_REQUIRE(kvm_has_cap(KVM_CAP_USERFAULT),			\
-		       "KVM_CAP_USERFAULT is not there")
+		       "KVM_CAP_USERFAULT is not there");		\
+	USERFAULT_NO_IRQCHIP();						\
+} while (0)
 
 /* Raw ioctls on a caller's struct: 0 or the errno, the struct as KVM left it. */
 static inline int __vm_userfault_set_range(struct kvm_vm *vm,
