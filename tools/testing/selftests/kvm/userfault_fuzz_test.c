@@ -279,6 +279,7 @@ static void add_slot(int slot, gpa_t gpa, u64 size, u32 flags)
 static void create_vm(void)
 {
 	void *code[] = { guest_victim, guest_bystander };
+	u64 max_size;
 	int i;
 
 	vm = __vm_create_with_vcpus(VM_SHAPE_DEFAULT, 2, NR_PAGES, guest_victim, vcpus);
@@ -287,12 +288,13 @@ static void create_vm(void)
 		vcpu_arch_set_entry_point(vcpus[i], code[i]);
 
 	/* KVM has tables for a memslot by its size, without TDP MMU larger ones. */
+	max_size = (vm->max_gfn << vm->page_shift) - HUGE_GPA;
 	huge_size = 1ull << 34;
 #ifdef __x86_64__
 	if (kvm_is_tdp_enabled() && get_kvm_param_bool("tdp_mmu"))
 		huge_size = 1ull << 40;
-	huge_size = min_t(u64, huge_size, (vm->max_gfn << vm->page_shift) - HUGE_GPA);
 #endif
+	huge_size = min(huge_size, max_size);
 	add_slot(0, GPA, NR_PAGES * psz, KVM_MEM_USERFAULT);
 	add_slot(1, PLAIN_GPA, NR_PAGES * psz, 0);
 	add_slot(2, QUIET_GPA, NR_PAGES * psz, KVM_MEM_USERFAULT | KVM_MEM_USERFAULT_ARMED);

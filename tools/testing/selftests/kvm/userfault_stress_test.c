@@ -1046,11 +1046,13 @@ static void wait_seconds(int seconds)
 {
 	u64 old[MAX_VCPUS] = {}, now;
 	int stuck[MAX_VCPUS] = {};
+	struct timespec start;
 	bool done = false;
-	int i, s, tick;
+	int i, tick;
 
-	for (s = 0; s < seconds || !done; s++) {
-		/* Signals, all the time. */
+	clock_gettime(CLOCK_MONOTONIC, &start);
+	while (timespec_elapsed(start).tv_sec < seconds || !done) {
+		/* Signals, all the time, for a second. */
 		for (tick = 0; tick < 50; tick++) {
 			usleep(20000);
 			i = tick % nr_vcpus;
