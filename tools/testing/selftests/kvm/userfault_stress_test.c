@@ -1004,6 +1004,7 @@ static void *run_vcpu(void *arg)
 			REPORT_GUEST_ASSERT(uc);
 			break;
 		default:
+			vcpu_dump(stderr, t->vcpu, 2);
 			TEST_FAIL("Unexpected exit reason %u (%s)", run->exit_reason,
 				  exit_reason_str(run->exit_reason));
 		}
