@@ -42,17 +42,15 @@ void kvm_arch_userfault_flush(struct kvm *kvm)
 }
 
 /* The size of the entry at which a walk for @gfn ends, be it a mapping or not. */
-static u64 stage2_entry_size(struct kvm *kvm, gfn_t gfn, bool *valid)
+static u64 stage2_entry_size(struct kvm *kvm, gfn_t gfn, kvm_pte_t *pte)
 {
-	kvm_pte_t pte;
 	s8 level;
 
-	if (kvm_pgtable_get_leaf(kvm->arch.mmu.pgt, gfn_to_gpa(gfn), &pte, &level)) {
-		*valid = false;
+	if (kvm_pgtable_get_leaf(kvm->arch.mmu.pgt, gfn_to_gpa(gfn), pte, &level)) {
+		*pte = 0;
 		return PAGE_SIZE;
 	}
 
-	*valid = kvm_pte_valid(pte);
 	return kvm_granule_size(level);
 }
 
@@ -62,14 +60,18 @@ static u64 stage2_entry_size(struct kvm *kvm, gfn_t gfn, bool *valid)
  */
 static int stage2_nr_splits(struct kvm *kvm, gfn_t gfn, gfn_t boundary)
 {
-	bool valid;
+	kvm_pte_t pte;
 	u64 size;
 
 	if (!kvm->arch.mmu.pgt)
 		return 0;
 
-	size = stage2_entry_size(kvm, gfn, &valid);
-	if (!valid || IS_ALIGNED(gfn_to_gpa(boundary), size))
+	size = stage2_entry_size(kvm, gfn, &pte);
+	if (!kvm_pte_valid(pte) || IS_ALIGNED(gfn_to_gpa(boundary), size))
+		return 0;
+
+	/* Splitting would map a device as cacheable memory. */
+	if (!pfn_is_map_memory(kvm_pte_to_pfn(pte)))
 		return 0;
 
 	return size > PMD_SIZE && !IS_ALIGNED(gfn_to_gpa(boundary), PMD_SIZE) ? 2 : 1;
@@ -88,11 +90,11 @@ static int stage2_split_at(struct kvm *kvm, gfn_t gfn, gfn_t boundary)
 
 	/*
 	 * One table for each split, and no more: with as many as eager splitting
-	 * keeps here, all of a 1G block would be split into pages.
+	 * keeps here, all of a 1G block would be split into pages.  To allocate
+	 * and to free them may sleep.
 	 */
-	kvm_mmu_free_memory_cache(cache);
-
 	write_unlock(&kvm->mmu_lock);
+	kvm_mmu_free_memory_cache(cache);
 	r = __kvm_mmu_topup_memory_cache(cache, nr_split, nr_split);
 	write_lock(&kvm->mmu_lock);
 
@@ -145,7 +147,7 @@ static u64 stage2_max_mapping_size(struct kvm *kvm, const struct kvm_memory_slot
 static bool stage2_collapse_block(struct kvm *kvm, const struct kvm_memory_slot *slot,
 				  gfn_t gfn, u64 *size)
 {
-	bool valid;
+	kvm_pte_t pte;
 
 	guard(write_lock)(&kvm->mmu_lock);
 
@@ -155,7 +157,7 @@ static bool stage2_collapse_block(struct kvm *kvm, const struct kvm_memory_slot 
 
 	/* An entry as large as the block: it is a mapping, or there is none at all. */
 	if (!is_protected_kvm_enabled() &&
-	    stage2_entry_size(kvm, gfn, &valid) >= *size)
+	    stage2_entry_size(kvm, gfn, &pte) >= *size)
 		return false;
 
 	kvm_stage2_unmap_range(&kvm->arch.mmu, ALIGN_DOWN(gfn_to_gpa(gfn), *size),
