@@ -3,7 +3,7 @@
 
 MAKEFLAGS += --no-print-directory
 TOOLS := tools/kvm_userfault
-export ARCH DEBUG KERNEL_TARBALL BUILD ACCEL APPEND MEM SMP QEMU_ARGS TIMEOUT PAGES MINUTES KERNELS
+export ARCH DEBUG KERNEL_TARBALL BUILD ACCEL APPEND MEM SMP QEMU_ARGS TIMEOUT PAGES MINUTES KERNELS VCPUS
 
 # What make vm boots; it is made only where there is none, so that the program's output stands alone.
 BUILT := $(or $(BUILD),build)/$(or $(ARCH),x86_64)$(if $(DEBUG),-$(if $(filter kcsan,$(DEBUG)),kcsan,debug))/kernel/arch/*/boot/*Image
@@ -23,9 +23,8 @@ check-long: deps	## long random runs on the DEBUG=1 kernel. MINUTES=60 KERNELS="
 	@$(TOOLS)/check-long.sh
 
 bench: export NEED := bench
-bench: selftests	## count what a fetch costs, and its alternatives: build/bench.json, bench.svg. PAGES=
-	@VARIANT=off $(TOOLS)/kernel.sh
-	@VARIANT=lockstat $(TOOLS)/kernel.sh
+bench: selftests	## count what a fetch costs, and its alternatives: build/bench.json, bench.svg. PAGES= VCPUS="1 2 4 8 16" KERNELS="off lockstat"
+	@for v in $(filter off lockstat,$(or $(KERNELS),off lockstat)); do VARIANT=$$v $(TOOLS)/kernel.sh || exit; done
 	@$(TOOLS)/bench.sh
 
 vm: $(if $(wildcard $(BUILT)),,kernel)	## EXEC=program [ARGS="..."]: run it under our kernel; alone: a shell. APPEND= MEM= SMP= QEMU_ARGS= TIMEOUT=

@@ -172,11 +172,12 @@ function table_fetch(    n, k, v, id, f, backings, b)
 		if (f[2] != "anon" || !((keys[k], 2) in at) || !((keys[k], 1) in at))
 			continue
 		id = at[keys[k], 2]
-		printf "%-22s %9s %9s %9s %8.2f %8.2f %8.2f %8.2f %8.0f\n", label(keys[k]),
+		printf "%-22s %9s %9s %9s %8.2f %8.2f %8s %8.2f %8.0f\n", label(keys[k]),
 			thousands(mean(id, "insns_per_page")),
 			thousands(mean(at[keys[k], 1], "median")), thousands(mean(at[keys[k], 1], "p99")),
 			mean(id, "exits_per_page"), mean(id, "syscalls_per_page"),
-			mean(id, "faults_per_page"), mean(id, "switches_per_page"),
+			(id, "faults_per_page") in has ? sprintf("%.2f", mean(id, "faults_per_page")) : "-",
+			mean(id, "switches_per_page"),
 			mean(id, "string_insns_per_page")
 	}
 }

@@ -6,7 +6,9 @@
 # faults also on one without CONFIG_KVM_USERFAULT; locks, with four CPUs that run at the same time, on one
 # with CONFIG_LOCK_STAT; what contended bits cost, on this machine's own cores. Writes build/bench.log (what
 # was measured), build/bench.json (the means) and build/bench.svg, prints tables, and fails if anything
-# is missing. PAGES= is how many pages each vCPU fetches, a multiple of 128, without it 4096.
+# is missing. PAGES= is how many pages each vCPU fetches, a multiple of 128, without it 4096. KERNELS= is with
+# which other kernels to compare, both without it: "off lockstat"; plain: with none. VCPUS= is how many vCPUs
+# fetch, without it "1 2 4 8 16".
 
 . "$(dirname "$0")/lib.sh"
 . "$here/qemu.sh"
@@ -25,7 +27,13 @@ trap 'exit 130' INT TERM
 begin=$(now)
 huge=/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages
 pages=${PAGES:-4096}
-all_vcpus="1 2 4 8 16"
+all_vcpus=${VCPUS:-1 2 4 8 16}
+kernels=" ${KERNELS:-off lockstat} "
+# What KVM does not have on arm64, nothing can be compared with.
+case $arch in
+x86_64)	prefault=ioctl-prefault methods="arm hole attributes mprotect" ;;
+arm64)	prefault='' methods="arm hole mprotect" ;;
+esac
 MEM=${MEM:-4G}
 
 # The list of a group has one program for each line: name, settings, arguments.
@@ -33,7 +41,7 @@ main_list()
 {
 	echo "clear huge=520 clear"
 	echo "memory - memory"
-	[ "$arch" != x86_64 ] || echo "poison huge=520 poison"
+	echo "poison huge=520 poison"
 	off_list
 	for vcpus in $all_vcpus; do
 		echo "fetch_${vcpus}_vcpus - fetch -v $vcpus -n $pages"
@@ -79,6 +87,15 @@ round()
 	kernel=$build/$arch${3:+-$3}/kernel/$image
 	boot "$dir" "" -pidfile "$dir/pid" </dev/null &
 	echo $! >"$dir/waiter"
+}
+
+# with KERNEL: is it to be compared with?
+with()
+{
+	case $kernels in
+	*" $1 "*)	return 0 ;;
+	*)		return 1 ;;
+	esac
 }
 
 # Say how the programs of a group end, until its VMs are gone.
@@ -141,21 +158,25 @@ round main 2 ""
 watch_group main
 collect main
 
-say "without CONFIG_KVM_USERFAULT: two VMs" ""
-round off 1 off
-round off 2 off
-watch_group off
-collect off
+if with off; then
+	say "without CONFIG_KVM_USERFAULT: two VMs" ""
+	round off 1 off
+	round off 2 off
+	watch_group off
+	collect off
+fi
 
-ACCEL=tcg,thread=multi
-SMP=4
-QEMU_ARGS=
-say "locks: a VM with four CPUs, twice" ""
-for i in 1 2; do
-	round locks $i lockstat
-	watch_group locks
-done
-collect locks
+if with lockstat; then
+	ACCEL=tcg,thread=multi
+	SMP=4
+	QEMU_ARGS=
+	say "locks: a VM with four CPUs, twice" ""
+	for i in 1 2; do
+		round locks $i lockstat
+		watch_group locks
+	done
+	collect locks
+fi
 
 try "threads on this machine's cores" "$logs/bench.bitmap.log" bitmap || die "see $logs/bench.bitmap.log"
 grep '^bitmap ' "$logs/bench.bitmap.log" >>"$build/bench.log" ||
@@ -185,7 +206,7 @@ must_have()
 }
 
 any="[0-9.]+"
-exit_modes="ioctl ioctl-prefault ioctl-16 ioctl-handler resolve resolve-16 resolve-handler"
+exit_modes="ioctl $prefault ioctl-16 ioctl-handler resolve resolve-16 resolve-handler"
 for vcpus in $all_vcpus; do
 	for mode in plain $exit_modes; do
 		for backing in anon shmem guest_memfd; do
@@ -207,23 +228,23 @@ done
 for n in 1 16 64 512 4096 32768 262144; do
 	must_have clear "pages=$n" "insns=$any"
 	for mapped in none 4k 2m; do
+		[ "$mapped" != 4k ] || [ -n "$prefault" ] || [ "$n" -le 32768 ] || continue
 		must_have arm "pages=$n" "mapped=$mapped" "insns=$any"
 	done
 done
-for config in n no-flag flag; do
+for config in $(! with off || echo n) no-flag flag; do
 	must_have off "config=$config" backing=anon "insns_per_page=$any"
 done
 must_have memory "kib_per_gib=$any"
 for mode in plain uffd-missing uffd-missing-shared $exit_modes; do
-	must_have locks "mode=$mode" "mmu_lock_read=$any" "mmu_lock_write=$any" "slots_lock_write=$any"
+	! with lockstat ||
+		must_have locks "mode=$mode" "mmu_lock_read=$any" "mmu_lock_write=$any" "slots_lock_write=$any"
 done
-if [ "$arch" = x86_64 ]; then
-	for method in arm hole attributes mprotect; do
-		must_have poison backing=thp "method=$method" "op_insns=$any" "maps_2m_after=$any"
-		[ "$method" = mprotect ] ||
-			must_have poison backing=hugetlb "method=$method" "op_insns=$any" "maps_2m_after=$any"
-	done
-fi
+for method in $methods; do
+	must_have poison backing=thp "method=$method" "op_insns=$any" "maps_2m_after=$any"
+	[ "$method" = mprotect ] ||
+		must_have poison backing=hugetlb "method=$method" "op_insns=$any" "maps_2m_after=$any"
+done
 [ ! -e "$tmp/lacks" ] || die "bench.json is not complete: $(wc -l <"$tmp/lacks") results are missing"
 echo
 say "build/bench.json, bench.svg, bench.log" "$(since "$begin")"

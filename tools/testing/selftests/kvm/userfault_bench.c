@@ -29,6 +29,10 @@
  * copies pages by 8 bytes an iteration on x86 and counts these iterations apart;
  * those of the kernel, when it clears or copies a page, are not told apart.
  *
+ * What KVM lacks is left out: KVM_PRE_FAULT_MEMORY and memory attributes, as on arm64.
+ * There the guest touches what is to be mapped, and no statistics count faults:
+ * those after a poison are told by the entries of stage 2 that have come back.
+ *
  * Where KVM waits, as it does for a grace period when memslots change, nothing runs,
  * and the clock jumps.  Hence what poisons is timed by the CPU time of the thread,
  * and the time that passed is told beside it; no such wait is in the other figures.
@@ -54,6 +58,7 @@
 #include <sys/syscall.h>
 
 #include "kvm_syscalls.h"
+#include "kvm_userfault_debug.h"
 #include "kvm_userfault_util.h"
 #include "kvm_util.h"
 #include "processor.h"
@@ -804,7 +809,9 @@ static void fetch_report(struct fetch *f, struct fetch_result *r, struct counts 
 	field("switches_per_page", (b->switches - a->switches) / pages);
 	field("userfault_exits_per_page", (b->userfault_exits - a->userfault_exits) / pages);
 	field("kvm_exits_per_page", (b->exits - a->exits) / pages);
+#ifdef __x86_64__
 	field("faults_per_page", (b->faults - a->faults) / pages);
+#endif
 	printf("\n");
 }
 
@@ -856,6 +863,8 @@ static struct fetch_result bench_fetch(struct fetch *f, bool report)
 /* Is there such a combination? */
 static bool can_fetch(const struct fetch *f)
 {
+	if (f->mode->prefault && !kvm_has_cap(KVM_CAP_PRE_FAULT_MEMORY))
+		return false;
 	if (is_uffd_mode(f->mode) && !f->use_uffd)
 		return false;
 	if (f->mode->how == PLAIN && f->use_uffd)
@@ -927,6 +936,64 @@ static void bench_off(bool reverse, const struct fetch *what)
 }
 
 /*
+ * A guest that writes to pages
+ */
+static u64 touch_first, touch_nr, touch_skip;
+
+static void guest_touch(u64 gva, u64 page_size)
+{
+	u64 i, first, end, skip;
+
+	for (;;) {
+		first = READ_ONCE(touch_first);
+		end = first + READ_ONCE(touch_nr);
+		skip = READ_ONCE(touch_skip);
+
+		for (i = first; i < end; i++) {
+			if (i != skip)
+				WRITE_ONCE(*(u64 *)(gva + i * page_size), i);
+		}
+		GUEST_SYNC(0);
+	}
+}
+
+/* Have the guest write to @nr pages from @first on, but for @skip, when it runs. */
+static void set_touch(struct kvm_vm *vm, u64 first, u64 nr, u64 skip)
+{
+	touch_first = first;
+	touch_nr = nr;
+	touch_skip = skip;
+	sync_global_to_guest(vm, touch_first);
+	sync_global_to_guest(vm, touch_nr);
+	sync_global_to_guest(vm, touch_skip);
+}
+
+static void run_touch(struct kvm_vcpu *vcpu)
+{
+	struct ucall uc;
+
+	vcpu_run(vcpu);
+	TEST_ASSERT_EQ(get_ucall(vcpu, &uc), UCALL_SYNC);
+}
+
+/* Memory that the guest maps by large pages if it can, else it has tables for it. */
+#ifdef __x86_64__
+#define touch_table_pages(nr)	0
+
+static void map_guest(struct kvm_vm *vm, u64 nr)
+{
+	virt_map_level(vm, BENCH_GPA, BENCH_GPA, nr * psz, PG_LEVEL_2M);
+}
+#else
+#define touch_table_pages(nr)	(nr)
+
+static void map_guest(struct kvm_vm *vm, u64 nr)
+{
+	virt_map(vm, BENCH_GPA, BENCH_GPA, nr);
+}
+#endif
+
+/*
  * Clearing and arming
  */
 #define NR_SAMPLES	9
@@ -966,13 +1033,19 @@ static u64 time_null(struct kvm_vm *vm)
 	return to_insns(percentile(t, NR_SAMPLES, 50));
 }
 
-/* Map it all for the guest. */
+/* Map it all for the guest, or have it do so. */
 static void map_pages(struct kvm_vcpu *vcpu, u64 nr_pages)
 {
 	struct kvm_pre_fault_memory range = {
 		.gpa = BENCH_GPA,
 		.size = nr_pages * psz,
 	};
+
+	if (!kvm_has_cap(KVM_CAP_PRE_FAULT_MEMORY)) {
+		set_touch(vcpu->vm, 0, nr_pages, -1);
+		run_touch(vcpu);
+		return;
+	}
 
 	while (range.size)
 		vcpu_ioctl(vcpu, KVM_PRE_FAULT_MEMORY, &range);
@@ -988,9 +1061,13 @@ static void bench_ranges(const char *mapped, enum vm_mem_backing_src_type backin
 	struct kvm_vm *vm;
 	int i, j, nr;
 
-	vm = vm_create_with_one_vcpu(&vcpu, guest_fetch);
+	vm = __vm_create_with_one_vcpu(&vcpu, touch_table_pages(max_pages), guest_touch);
 	vm_userspace_mem_region_add(vm, backing, BENCH_GPA, BENCH_SLOT, max_pages,
 				    KVM_MEM_USERFAULT);
+	if (mapped && !kvm_has_cap(KVM_CAP_PRE_FAULT_MEMORY)) {
+		map_guest(vm, max_pages);
+		vcpu_args_set(vcpu, 2, (u64)BENCH_GPA, psz);
+	}
 	null = time_null(vm);
 
 	for (i = 0; i < ARRAY_SIZE(sizes) && sizes[i] <= max_pages; i++) {
@@ -1019,7 +1096,9 @@ static void bench_ranges(const char *mapped, enum vm_mem_backing_src_type backin
 static void bench_clear(void)
 {
 	bench_ranges(NULL, VM_MEM_SRC_ANONYMOUS, SZ_1G / psz);
-	bench_ranges("4k", VM_MEM_SRC_ANONYMOUS, SZ_1G / psz);
+	/* A guest that has to fault on each page takes minutes for more. */
+	bench_ranges("4k", VM_MEM_SRC_ANONYMOUS,
+		     (kvm_has_cap(KVM_CAP_PRE_FAULT_MEMORY) ? SZ_1G : SZ_128M) / psz);
 	bench_ranges("2m", VM_MEM_SRC_ANONYMOUS_HUGETLB_2MB, SZ_1G / psz);
 }
 
@@ -1073,7 +1152,6 @@ static void bench_memory(void)
 	kvm_vm_free(vm);
 }
 
-#ifdef __x86_64__
 /*
  * Poison
  */
@@ -1086,48 +1164,50 @@ enum poison_method {
 
 static const char * const poison_names[] = { "arm", "hole", "attributes", "mprotect" };
 
-static u64 touch_first, touch_nr, touch_skip;
+struct mapped {
+	u64 large;
+	/* Faults so far on x86; on arm64 all that is mapped, as each fault maps one more. */
+	u64 faults;
+};
 
-static void guest_touch(u64 gva, u64 page_size)
+static struct mapped count_mapped(struct kvm_vcpu *vcpu, u64 nr)
 {
-	u64 i, first, end, skip;
+	struct mapped m;
 
-	for (;;) {
-		first = READ_ONCE(touch_first);
-		end = first + READ_ONCE(touch_nr);
-		skip = READ_ONCE(touch_skip);
+#ifdef __x86_64__
+	m.large = vm_get_stat(vcpu->vm, pages_2m);
+	m.faults = vcpu_get_stat(vcpu, pf_taken);
+#else
+	u64 end = BENCH_GPA + nr * psz;
 
-		for (i = first; i < end; i++) {
-			if (i != skip)
-				WRITE_ONCE(*(u64 *)(gva + i * page_size), i);
-		}
-		GUEST_SYNC(0);
-	}
+	m.large = vm_nr_stage2(vcpu->vm, STAGE2_LAST_LEVEL - 1, BENCH_GPA, end, "");
+	m.faults = m.large + vm_nr_stage2(vcpu->vm, STAGE2_LAST_LEVEL, BENCH_GPA, end, "");
+#endif
+	return m;
 }
 
 struct touch {
 	u64 insns;
 	u64 faults;
+	/* How many large mappings there are afterwards. */
+	u64 large;
 };
 
 static struct touch touch(struct kvm_vcpu *vcpu, u64 nr, u64 skip)
 {
+	struct mapped before, after;
 	struct touch t;
 	struct ucall uc;
 
-	touch_first = 0;
-	touch_nr = nr;
-	touch_skip = skip;
-	sync_global_to_guest(vcpu->vm, touch_first);
-	sync_global_to_guest(vcpu->vm, touch_nr);
-	sync_global_to_guest(vcpu->vm, touch_skip);
-
-	t.faults = vcpu_get_stat(vcpu, pf_taken);
+	set_touch(vcpu->vm, 0, nr, skip);
+	before = count_mapped(vcpu, nr);
 	t.insns = ticks();
 	vcpu_run(vcpu);
 	t.insns = to_insns(ticks() - t.insns);
-	t.faults = vcpu_get_stat(vcpu, pf_taken) - t.faults;
+	after = count_mapped(vcpu, nr);
 	TEST_ASSERT_EQ(get_ucall(vcpu, &uc), UCALL_SYNC);
+	t.faults = after.faults - before.faults;
+	t.large = after.large;
 	return t;
 }
 
@@ -1146,7 +1226,9 @@ static const char *exit_name(struct kvm_vcpu *vcpu, int ret)
 
 	if (is_userfault_exit(vcpu, ret))
 		return "userfault";
-	if (!ret && run->exit_reason == KVM_EXIT_MMIO)
+	/* Not the one by which arm64's guest says that it is done. */
+	if (!ret && run->exit_reason == KVM_EXIT_MMIO &&
+	    run->mmio.phys_addr != vcpu->vm->ucall_mmio_addr)
 		return "mmio";
 	if (ret && errno == EFAULT && run->exit_reason == KVM_EXIT_MEMORY_FAULT)
 		return "memory_fault";
@@ -1158,29 +1240,28 @@ static const char *exit_name(struct kvm_vcpu *vcpu, int ret)
 static void bench_poison(enum poison_method method, enum vm_mem_backing_src_type backing,
 			 u64 nr)
 {
-	/* Only such a VM has memory attributes.  The memory is shared, and has no guest_memfd. */
-	const struct vm_shape shape = {
-		.mode = VM_MODE_DEFAULT,
-		.type = method == POISON_ATTRIBUTES ? KVM_X86_SW_PROTECTED_VM :
-						      KVM_X86_DEFAULT_VM,
-	};
-	u64 page = nr / 2 + 77, op, elapsed, before, after, restored, restore;
+	u64 page = nr / 2 + 77, op, elapsed, restored, restore;
+	struct vm_shape shape = VM_SHAPE_DEFAULT;
 	const char *seen;
 	struct touch control, again;
 	struct kvm_vcpu *vcpu;
 	struct kvm_vm *vm;
 	void *hva;
 
-	vm = vm_create_shape_with_one_vcpu(shape, &vcpu, guest_touch);
+#ifdef __x86_64__
+	/* Only such a VM has memory attributes.  The memory is shared, and has no guest_memfd. */
+	if (method == POISON_ATTRIBUTES)
+		shape.type = KVM_X86_SW_PROTECTED_VM;
+#endif
+	vm = __vm_create_shape_with_one_vcpu(shape, &vcpu, touch_table_pages(nr), guest_touch);
 	vm_userspace_mem_region_add(vm, backing, BENCH_GPA, BENCH_SLOT, nr,
 				    method == POISON_ARM ? KVM_MEM_USERFAULT : 0);
-	virt_map_level(vm, BENCH_GPA, BENCH_GPA, nr * psz, PG_LEVEL_2M);
+	map_guest(vm, nr);
 	vcpu_args_set(vcpu, 2, (u64)BENCH_GPA, psz);
 	hva = addr_gpa2hva(vm, BENCH_GPA);
 
 	touch(vcpu, nr, -1);
 	control = touch(vcpu, nr, page);
-	before = vm_get_stat(vm, pages_2m);
 
 	/* Let what is pending be done, e.g. with what has been printed. */
 	usleep(100000);
@@ -1207,15 +1288,9 @@ static void bench_poison(enum poison_method method, enum vm_mem_backing_src_type
 	elapsed = to_insns(ticks() - elapsed - cpu_clock_cost);
 
 	again = touch(vcpu, nr, page);
-	after = vm_get_stat(vm, pages_2m);
 
 	/* The page itself.  Its instruction is not done, and need not be. */
-	touch_first = page;
-	touch_nr = 1;
-	touch_skip = -1;
-	sync_global_to_guest(vm, touch_first);
-	sync_global_to_guest(vm, touch_nr);
-	sync_global_to_guest(vm, touch_skip);
+	set_touch(vm, page, 1, -1);
 	seen = exit_name(vcpu, _vcpu_run(vcpu));
 
 	if (method == POISON_ARM) {
@@ -1223,7 +1298,11 @@ static void bench_poison(enum poison_method method, enum vm_mem_backing_src_type
 		TEST_ASSERT_EQ(__vm_userfault_set(vm, BENCH_GPA + page * psz, psz,
 						  KVM_USERFAULT_COLLAPSE, NULL), 0);
 		restore = to_insns(ticks() - restore - clock_cost);
-		restored = vm_get_stat(vm, pages_2m);
+#ifndef __x86_64__
+		/* The block is mapped by the next access, here the one that has exited. */
+		run_touch(vcpu);
+#endif
+		restored = count_mapped(vcpu, nr).large;
 	}
 
 	printf("poison arch=" ARCH " backing=%s method=%s pages=%lu exit=%s",
@@ -1235,8 +1314,8 @@ static void bench_poison(enum poison_method method, enum vm_mem_backing_src_type
 	field("retouch_insns", again.insns);
 	field("control_insns", control.insns);
 	field("control_faults", control.faults);
-	field("maps_2m_before", before);
-	field("maps_2m_after", after);
+	field("maps_2m_before", control.large);
+	field("maps_2m_after", again.large);
 	if (method == POISON_ARM) {
 		field("restore_insns", restore);
 		field("maps_2m_restored", restored);
@@ -1263,10 +1342,12 @@ static void bench_poisons(u64 nr, bool reverse)
 
 	for (i = 0; i < ARRAY_SIZE(poisons); i++) {
 		n = reverse ? ARRAY_SIZE(poisons) - 1 - i : i;
+		if (poisons[n].method == POISON_ATTRIBUTES &&
+		    !kvm_has_cap(KVM_CAP_MEMORY_ATTRIBUTES))
+			continue;
 		bench_poison(poisons[n].method, poisons[n].backing, nr);
 	}
 }
-#endif /* __x86_64__ */
 
 static void help(const char *name)
 {
@@ -1276,20 +1357,14 @@ static void help(const char *name)
 	       "       %s off [-s memory] [-v vcpus] [-n pages] [-r]\n"
 	       "       %s clear\n"
 	       "       %s memory\n"
-#ifdef __x86_64__
 	       "       %s poison [-n pages] [-r]\n"
-#endif
 	       " -s: anon (default), shmem, or guest_memfd\n"
 	       " -v: number of vCPUs (default: 1)\n"
 	       " -n: pages per vCPU (default: 4096), or of the memory that is poisoned\n"
 	       "     (default: 1 GiB; HugeTLB pages must be there for it, and for clear)\n"
 	       " -S: all vCPUs touch the same pages\n"
 	       " -r: in reverse order\n"
-	       " -m: only this way to fetch:", name, name, name, name
-#ifdef __x86_64__
-	       , name
-#endif
-	       );
+	       " -m: only this way to fetch:", name, name, name, name, name);
 	for (i = 0; i < ARRAY_SIZE(fetch_modes); i++)
 		printf(" %s", fetch_modes[i].name);
 	printf("\n");
@@ -1366,10 +1441,8 @@ int main(int argc, char *argv[])
 		bench_clear();
 	else if (!strcmp(what, "memory"))
 		bench_memory();
-#ifdef __x86_64__
 	else if (!strcmp(what, "poison"))
 		bench_poisons(nr_pages ?: SZ_1G / psz, reverse);
-#endif
 	else
 		help(argv[0]);
 
