@@ -156,10 +156,9 @@ run_group()
 	done
 }
 
-# run_group_twice LABEL PARAMETERS LIST: QEMU's emulation of nested virtualisation on several
-# threads corrupts a guest once in a while, ours or the one in it, also when nothing here is in use
-# (README, "Status"). Hence run what fails once more, in a VM of its own; what fails for a reason
-# fails again. ONCE=1: don't. Nor with more than three programs: that is no accident.
+# run_group_twice LABEL PARAMETERS LIST: under emulation a guest is corrupted once in a while, with the
+# unpatched kernel as well (README, "Status"). Hence run what fails once more, in a VM of its own:
+# what is broken fails again. ONCE=1: don't. Nor with more than three programs: that is no accident.
 run_group_twice()
 {
 	cp "$3" "$tmp/all"
