@@ -87,13 +87,19 @@ watch_report()
 	done
 }
 
+# The programs that results on standard input say have failed.
+failed_programs()
+{
+	sed -n "s|^fail $arch/||p" | sed 's/[.\t].*//' | awk '!seen[$0]++'
+}
+
 # What the tests said that failed: where only the output is kept, it has to tell all.
 show_failures()
 {
 	sed -n 's/^fail //p' "$tmp/results" | while read -r name comment; do
 		say "  FAILED: $name" "$comment"
 	done
-	sed -n "s|^fail $arch/||p" "$tmp/results" | sed 's/[.\t].*//' | uniq | while read -r name; do
+	failed_programs <"$tmp/results" | while read -r name; do
 		[ -e "$logs/$flavour/$name.log" ] || continue
 		awk '
 		/^# +RUN / { n = 0 }
@@ -162,10 +168,9 @@ run_group()
 run_group_twice()
 {
 	cp "$3" "$tmp/all"
-	cp "$results" "$tmp/before"
+	before=$(wc -l <"$results")
 	run_group "$@"
-	tail -n +$(($(wc -l <"$tmp/before") + 1)) "$results" | sed -n "s|^fail $arch/||p" |
-		sed 's/[.\t].*//' | awk '!seen[$0]++' >"$tmp/failed"
+	tail -n +$((before + 1)) "$results" | failed_programs >"$tmp/failed"
 	awk 'NR == FNR { failed[$1]; next } $1 in failed' "$tmp/failed" "$tmp/all" >"$tmp/again"
 	[ -z "${ONCE:-}" ] && [ -s "$tmp/again" ] && [ "$(wc -l <"$tmp/again")" -le 3 ] || return 0
 
