@@ -85,9 +85,14 @@ checkpatch()
 	(cd "$tree" && perl scripts/checkpatch.pl --strict --terse --no-summary --show-types --ignore "$ignore" "$@")
 }
 
+# What has passed need not be checked again for as long as it, the base and this script stay the same.
 lint_style()
 {
-	for file in $(our_files); do
+	: >>"$build/style.passed"
+	for whole in $(our_files); do
+		key=$(cat "$build/base" "$here/lint.sh" "$whole" | sha256sum | sed "s|-|$whole|")
+		! grep -Fqx "$key" "$build/style.passed" || continue
+		file=$whole
 		case $file in
 		*.patch)
 			file=${file%.patch}
@@ -98,7 +103,11 @@ lint_style()
 			checkpatch -f "$top/$file" >"$tmp/log" || : ;;
 		*)	continue ;;
 		esac
-		[ ! -s "$tmp/log" ] || complain "$(cat "$tmp/log")"
+		if [ -s "$tmp/log" ]; then
+			complain "$(cat "$tmp/log")"
+		else
+			echo "$key" >>"$build/style.passed"
+		fi
 	done
 }
 
