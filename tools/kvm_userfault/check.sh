@@ -4,6 +4,9 @@
 # ARCHS (by default what ARCH says, without that both architectures). Writes build/check.tap and
 # closes with the counts. Names of tests as arguments: only these. A program that fails in a VM is
 # run once more, unless ONCE=1. LIST= takes another list of tests.
+#
+# The VMs of a kernel run as soon as it is built, while the next is being built: most tests wait more
+# than they compute. Without names, x86_64's userfault tests run on the kernel of DEBUG=1, too.
 
 archs=${ARCHS:-${ARCH:-x86_64 arm64}}
 
@@ -13,7 +16,17 @@ archs=${ARCHS:-${ARCH:-x86_64 arm64}}
 mkdir -p "$logs"
 results=$(mktemp)
 tmp=$(mktemp -d)
-trap 'rm -rf "$results" "$tmp"' EXIT
+# What runs in the background does not hear of a Ctrl-C.
+# shellcheck disable=SC2317
+clean_up()
+{
+	for pid in "$tmp"/*/pid; do
+		[ ! -s "$pid" ] || kill "$(cat "$pid")" 2>/dev/null || :
+	done
+	rm -rf "$results" "$tmp"
+}
+trap clean_up EXIT
+trap 'exit 130' INT TERM
 begin=$(now)
 tests=${LIST:-$here/tests.list}
 huge=/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages
@@ -79,9 +92,9 @@ watch_report()
 		while read -r _ name seconds how; do
 			watched=$((watched + 1))
 			case $how in
-			"exit 0")	say "  $name" "$seconds s" ;;
-			"exit 4")	say "  $name" "$seconds s, skipped" ;;
-			*)		say "  $name" "$seconds s, FAILED: $how" ;;
+			"exit 0")	say "  $flavour/$name" "$seconds s" ;;
+			"exit 4")	say "  $flavour/$name" "$seconds s, skipped" ;;
+			*)		say "  $flavour/$name" "$seconds s, FAILED: $how" ;;
 			esac
 		done <"$tmp/ended"
 	done
@@ -90,7 +103,7 @@ watch_report()
 # The programs that results on standard input say have failed.
 failed_programs()
 {
-	sed -n "s|^fail $arch/||p" | sed 's/[.\t].*//' | awk '!seen[$0]++'
+	sed -n "s|^fail $flavour/||p" | sed 's/[.\t].*//' | awk '!seen[$0]++'
 }
 
 # What the tests said that failed: where only the output is kept, it has to tell all.
@@ -135,10 +148,10 @@ run_group()
 		: >"$tmp/watch"
 		watch_report &
 		status=0
-		(APPEND="$2 ${APPEND:-}"; boot "$tmp" $((total + boot_seconds)) </dev/null) || status=$?
+		(APPEND="$2 ${APPEND:-}"; boot "$tmp" $((total + boot_seconds)) -pidfile "$tmp/pid" </dev/null) || status=$?
 		rm "$tmp/watch"
 		wait
-		to_results "$arch" "$logs/$flavour"
+		to_results "$flavour" "$logs/$flavour"
 		cp "$tmp/console.log" "$logs/$flavour/$boot_name.console.log"
 		show_failures
 		last=$(sed -n 's/^S //p' "$tmp/report" | tail -n 1)
@@ -148,7 +161,7 @@ run_group()
 			tail -n 15 "$tmp/console.log" "$tmp/qemu.log"
 			say "" "see $logs/$flavour/$boot_name.console.log"
 			while read -r name _; do
-				result fail "$arch/$name" "the VM did not come up"
+				result fail "$flavour/$name" "the VM did not come up"
 			done <"$list"
 			return
 		fi
@@ -174,8 +187,8 @@ run_group_twice()
 	awk 'NR == FNR { failed[$1]; next } $1 in failed' "$tmp/failed" "$tmp/all" >"$tmp/again"
 	[ -z "${ONCE:-}" ] && [ -s "$tmp/again" ] && [ "$(wc -l <"$tmp/again")" -le 3 ] || return 0
 
-	awk -F '\t' -v arch="$arch" '
-		NR == FNR { failed[arch "/" $1]; next }
+	awk -F '\t' -v flavour="$flavour" '
+		NR == FNR { failed[flavour "/" $1]; next }
 		{ name = substr($1, 6); sub(/\..*/, "", name) }
 		!(name in failed)' "$tmp/failed" "$results" >"$tmp/rest"
 	cp "$tmp/rest" "$results"
@@ -183,10 +196,16 @@ run_group_twice()
 		if [ -e "$logs/$flavour/$name.log" ]; then
 			mv "$logs/$flavour/$name.log" "$logs/$flavour/$name.first.log"
 		fi
-		echo "$arch/$name" >>"$tmp/twice"
+		echo "$flavour/$name" >>"$tmp/twice"
 	done <"$tmp/again"
 	boot_name=$boot_name.twice
 	run_group "$1, what failed once more" "$2" "$tmp/again"
+}
+
+# The names of the tests that are ours.
+our_tests()
+{
+	sed 's/#.*//' "$tests" | awk -v arch="$1" '($1 == "all" || $1 == arch) && $2 ~ /^userfault_/ { print $2 }'
 }
 
 # The tests of tests.list, one boot for all that have the same kernel parameters.
@@ -205,6 +224,30 @@ vm_tests()
 			run_group_twice "VM $flavour, $parameters" "$(echo "$parameters" | tr , ' ')" "$tmp/list"
 		fi
 	done 3<"$tmp/groups"
+}
+
+# vm_stream DIR NAME...: run the tests with files of their own in DIR.
+vm_stream()
+{
+	tmp=$1
+	results=$tmp/results.all
+	shift
+	mkdir "$tmp"
+	: >"$results"
+	vm_tests "$@"
+	: >"$tmp/ended"
+}
+
+# build_and_start VARIANT ARCH NAME...: build that kernel, and run the tests in the background.
+build_and_start()
+{
+	variant=$1
+	set_arch "$2"
+	shift 2
+	check "$flavour/kernel" env VARIANT="$variant" "$here/kernel.sh" &&
+		check "$flavour/selftests" env VARIANT="$variant" "$here/selftests.sh" || return 0
+	streams="$streams $flavour"
+	vm_stream "$tmp/$flavour" "$@" &
 }
 
 # check.tap from the results.
@@ -241,12 +284,22 @@ if [ $# -eq 0 ]; then
 	done
 	[ ! -e tools/testing/kvm_userfault/Makefile ] || unit_tests
 fi
+streams=
+kind=$variant
 for arch in $archs; do
-	set_arch "$arch"
-	if check "$arch/kernel" "$here/kernel.sh" && check "$arch/selftests" "$here/selftests.sh"; then
-		[ $# -gt 0 ] || check "$arch/warnings" "$here/lint.sh" warnings || :
-		vm_tests "$@"
-	fi
+	build_and_start "$kind" "$arch" "$@"
+	[ $# -gt 0 ] || check "$flavour/warnings" "$here/lint.sh" warnings || :
+done
+case "$# $kind $archs" in
+"0  "*x86_64*)
+	# shellcheck disable=SC2046
+	build_and_start debug x86_64 $(our_tests x86_64) ;;
+esac
+wait
+for flavour in $streams; do
+	cat "$tmp/$flavour/results.all" >>"$results"
+	[ -e "$tmp/$flavour/ended" ] || result fail "$flavour/vm" "the run of its tests broke off"
+	[ ! -e "$tmp/$flavour/twice" ] || cat "$tmp/$flavour/twice" >>"$tmp/twice"
 done
 
 write_tap

@@ -45,6 +45,8 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
+#include <linux/kvm.h>
+
 #define MAX_STRINGS 65536
 #define MAX_SETTINGS 64
 
@@ -432,6 +434,19 @@ static void drain_tty(void)
 	}
 }
 
+/*
+ * Keep a VM for as long as this one lives. Without it each test that comes and goes has the kernel
+ * patch its scheduler (preempt_notifier_key), and QEMU 7.2 may go on with what it had translated
+ * of it meanwhile: then a vCPU is scheduled in, and KVM does not hear of it.
+ */
+static void keep_a_vm(void)
+{
+	int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+
+	if (kvm >= 0)
+		ioctl(kvm, KVM_CREATE_VM, 0);
+}
+
 int main(void)
 {
 	struct program program;
@@ -454,6 +469,7 @@ int main(void)
 	setvbuf(report, NULL, _IOLBF, 0);
 	fprintf(report, "R kvm %s\n", access("/dev/kvm", F_OK) ? "no" : "yes");
 	report_kernel_log();
+	keep_a_vm();
 
 	how = take_string();
 	while (take_program(&program)) {
