@@ -226,7 +226,8 @@ static void userfault_collapse(struct userfault_chunk *chunk,
 	if (!nr_collapsed)
 		return;
 
-	chunk->kvm->stat.generic.userfault_collapses += nr_collapsed;
+	/* No lock is held, unlike for splits. */
+	atomic64_add(nr_collapsed, &chunk->kvm->stat.generic.userfault_collapses);
 	trace_kvm_userfault_collapse(slot->as_id, start, end, nr_collapsed);
 }
 
