@@ -3,7 +3,7 @@
 # Run everything that must pass: the overlay's form, unit tests, builds, and the tests in VMs, for
 # ARCHS (by default what ARCH says, without that both architectures). Writes build/check.tap and
 # closes with the counts. Names of tests as arguments: only these. A program that fails in a VM is
-# run once more, unless ONCE=1. LIST= takes another list of tests.
+# run once more, unless ONCE=1. LIST= takes another list of tests. VARIANT= as for kernel.sh.
 #
 # The VMs of a kernel run as soon as it is built, while the next is being built: most tests wait more
 # than they compute. Without names, x86_64's userfault tests run on the kernel of DEBUG=1, too.
@@ -29,7 +29,15 @@ trap clean_up EXIT
 trap 'exit 130' INT TERM
 begin=$(now)
 tests=${LIST:-$here/tests.list}
-huge=/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages
+
+# Huge pages, where a test needs some, are of the size of blocks. Large ones must do with few, and
+# with tests that are skipped for want of others.
+huge_kb=2048 huge_count='\1' may_skip=
+case $variant in
+16k)	huge_kb=32768 huge_count=8 may_skip=yes ;;
+64k)	huge_kb=524288 huge_count=5 may_skip=yes MEM=${MEM:-8G} ;;
+esac
+huge=/sys/kernel/mm/hugepages/hugepages-${huge_kb}kB/nr_hugepages=$huge_count
 
 result()
 {
@@ -76,7 +84,7 @@ to_results()
 {
 	mkdir -p "$2"
 	awk -f "$here/tap.awk" -v arch="$1" -v logs="$2" -v splat="$splat" \
-		-v boot="${boot_name:-}" "$tmp/report" >"$tmp/results"
+		-v boot="${boot_name:-}" -v may_skip="$may_skip" "$tmp/report" >"$tmp/results"
 	cat "$tmp/results" >>"$results"
 }
 
@@ -138,7 +146,7 @@ run_group()
 		job list >"$tmp/job"
 		total=0
 		while read -r name seconds settings command; do
-			settings=$(echo "$settings" | sed "s|^-$||; s|^huge=|$huge=|; s|,huge=|,$huge=|; s|,| |g")
+			settings=$(echo "$settings" | sed "s|^-$||; s|^huge=\([0-9]*\)|$huge|; s|,huge=\([0-9]*\)|,$huge|; s|,| |g")
 			total=$((total + seconds))
 			# shellcheck disable=SC2086
 			job_program "$name" "$seconds" "$out/selftests" "$settings" $command >>"$tmp/job"

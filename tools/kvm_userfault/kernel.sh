@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # Configure and build the kernel for ARCH, and its headers. DEBUG=1: one with slow checks, DEBUG=kcsan:
 # one that looks for data races, VARIANT=lockstat: one that counts its locks, VARIANT=off: one
-# without CONFIG_KVM_USERFAULT.
+# without CONFIG_KVM_USERFAULT, VARIANT=16k, 64k: arm64 with pages of that size.
 
 . "$(dirname "$0")/lib.sh"
 

@@ -27,7 +27,7 @@ die()
 }
 
 # Kernels other than the plain one: debug (DEBUG=1) with slow checks, kcsan (DEBUG=kcsan) that looks
-# for data races; off and lockstat, with which bench.sh compares.
+# for data races; off and lockstat, with which bench.sh compares; arm64 with larger pages, 16k and 64k.
 case ${DEBUG:-} in
 ""|kcsan)	variant=${VARIANT:-${DEBUG:-}} ;;
 *)		variant=debug ;;

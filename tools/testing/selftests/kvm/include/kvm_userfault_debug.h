@@ -6,9 +6,11 @@
 #ifndef SELFTEST_KVM_USERFAULT_DEBUG_H
 #define SELFTEST_KVM_USERFAULT_DEBUG_H
 
-#include <sys/stat.h>
-
+#include <linux/kvm.h>
 #include <linux/sizes.h>
+
+#include <sys/ioctl.h>
+#include <sys/stat.h>
 
 #include "kvm_util.h"
 #include "test_util.h"
@@ -78,9 +80,21 @@ static inline void trace_end(struct trace *trace)
 #ifdef __aarch64__
 #define STAGE2_LAST_LEVEL	3
 
+/* Does the host run under pKVM, i.e. could it have protected VMs? */
+static inline bool is_pkvm(void)
+{
+	int kvm_fd = open_kvm_dev_path_or_exit();
+	int vm_fd = ioctl(kvm_fd, KVM_CREATE_VM, KVM_VM_TYPE_ARM_PROTECTED);
+
+	close(vm_fd);
+	close(kvm_fd);
+	return vm_fd >= 0;
+}
+
+/* Under pKVM the hypervisor has the tables, and what debugfs shows is none. */
 static inline bool has_stage2_dump(void)
 {
-	return !access(KVM_DEBUGFS, R_OK);
+	return !access(KVM_DEBUGFS, R_OK) && !is_pkvm();
 }
 
 /* The size that an entry of stage 2 at @level maps: the host's page size says it. */

@@ -6,6 +6,8 @@
 #ifndef SELFTEST_KVM_USERFAULT_UTIL_H
 #define SELFTEST_KVM_USERFAULT_UTIL_H
 
+#include <linux/sizes.h>
+
 #include <errno.h>
 #include <unistd.h>
 
@@ -36,18 +38,28 @@ TEST_F_TIMEOUT(suite, test, 240)					\
 }									\
 static void __suite##_##test(struct kvm_vcpu *vcpu)
 
-/* No test needs arm64's vGIC, whose initialisation is the end of adding vCPUs. */
+/*
+ * No test needs arm64's vGIC, whose initialisation is the end of adding vCPUs.  Pages
+ * of the guest are as large as the host's, so that each has a bit of its own.
+ */
 #ifdef __aarch64__
-#define USERFAULT_NO_IRQCHIP()	test_disable_default_vgic()
+#define USERFAULT_SETUP_ARCH()						\
+do {									\
+	test_disable_default_vgic();					\
+	if (getpagesize() == SZ_16K)					\
+		vm_mode_default = VM_MODE_P40V48_16K;			\
+	else if (getpagesize() == SZ_64K)				\
+		vm_mode_default = VM_MODE_P40V48_64K;			\
+} while (0)
 #else
-#define USERFAULT_NO_IRQCHIP()	do { } while (0)
+#define USERFAULT_SETUP_ARCH()	do { } while (0)
 #endif
 
 #define TEST_REQUIRE_USERFAULT()					\
 do {									\
 	__TEST_REQUIRE(kvm_has_cap(KVM_CAP_USERFAULT),			\
 		       "KVM_CAP_USERFAULT is not there");		\
-	USERFAULT_NO_IRQCHIP();						\
+	USERFAULT_SETUP_ARCH();						\
 } while (0)
 
 /* Raw ioctls on a caller's struct: 0 or the errno, the struct as KVM left it. */
