@@ -122,6 +122,23 @@ int kvm_arch_userfault_split(struct kvm *kvm, struct kvm_gfn_range *range)
 	       stage2_split_at(kvm, range->end - 1, range->end);
 }
 
+/* Is the block of @gfn, of @size, mapped by smaller entries? */
+static bool stage2_mapped_smaller(struct kvm *kvm, gfn_t gfn, u64 size)
+{
+	struct kvm_pgtable *pgt = kvm->arch.mmu.pgt;
+	kvm_pte_t pte;
+
+	if (!pgt)
+		return false;
+
+	if (is_protected_kvm_enabled())
+		return pkvm_pgtable_stage2_mapped_smaller(pgt, ALIGN_DOWN(gfn_to_gpa(gfn), size),
+							  size);
+
+	/* An entry as large as the block: it is a mapping, or there is none at all. */
+	return stage2_entry_size(kvm, gfn, &pte) < size;
+}
+
 /* How large a mapping of @gfn its backing, its memslot and armed pages allow. */
 static u64 stage2_max_mapping_size(struct kvm *kvm, const struct kvm_memory_slot *slot,
 				   gfn_t gfn)
@@ -147,17 +164,10 @@ static u64 stage2_max_mapping_size(struct kvm *kvm, const struct kvm_memory_slot
 static bool stage2_collapse_block(struct kvm *kvm, const struct kvm_memory_slot *slot,
 				  gfn_t gfn, u64 *size)
 {
-	kvm_pte_t pte;
-
 	guard(write_lock)(&kvm->mmu_lock);
 
 	*size = stage2_max_mapping_size(kvm, slot, gfn);
-	if (*size == PAGE_SIZE || !kvm->arch.mmu.pgt)
-		return false;
-
-	/* An entry as large as the block: it is a mapping, or there is none at all. */
-	if (!is_protected_kvm_enabled() &&
-	    stage2_entry_size(kvm, gfn, &pte) >= *size)
+	if (*size == PAGE_SIZE || !stage2_mapped_smaller(kvm, gfn, *size))
 		return false;
 
 	kvm_stage2_unmap_range(&kvm->arch.mmu, ALIGN_DOWN(gfn_to_gpa(gfn), *size),

@@ -931,6 +931,35 @@ KVM_ONE_VCPU_TEST(userfault_hugepage, collapse_dirty_log, guest_touch)
 	free(dirty);
 }
 
+/* What is as large as can be stays as it is, and counts as nothing. */
+KVM_ONE_VCPU_TEST(userfault_hugepage, collapse_nothing, guest_touch)
+{
+	struct memory m;
+	u64 faults;
+
+	add_memory(&m, vcpu, ANON_THP, NR_BLOCKS * BLOCK, MEM_UF);
+	touch_blocks(&m, 7);
+	faults = nr_faults(vcpu);
+	TEST_ASSERT_EQ(collapse(&m, 0, m.npages), 0);
+	assert_sizes(&m, 0, NR_BLOCKS, 0);
+	TEST_ASSERT_EQ(nr_stat(&m, COLLAPSES), 0);
+	touch_blocks(&m, 7);
+	assert_no_faults(vcpu, faults);
+
+	/* Nor is there anything to collapse where nothing is mapped. */
+	unmap_all(&m);
+	TEST_ASSERT_EQ(collapse(&m, 0, m.npages), 0);
+	assert_sizes(&m, 0, 0, 0);
+	TEST_ASSERT_EQ(nr_stat(&m, COLLAPSES), 0);
+
+	arm(&m, BLOCK, 1);
+	touch(&m, TOUCH_READ, BLOCK + 1, 1);
+	TEST_ASSERT_EQ(collapse(&m, 0, m.npages), 1);
+	TEST_ASSERT_EQ(nr_stat(&m, COLLAPSES), counts_collapses());
+	touch_blocks(&m, 7);
+	assert_sizes(&m, 0, NR_BLOCKS, 0);
+}
+
 /* guest_memfd has 4K pages only; that must not make KVM complain. */
 KVM_ONE_VCPU_TEST(userfault_hugepage, collapse_guest_memfd, guest_touch)
 {
