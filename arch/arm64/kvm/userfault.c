@@ -176,12 +176,26 @@ static bool stage2_collapse_block(struct kvm *kvm, const struct kvm_memory_slot 
 }
 
 /*
+ * Faults choose the size before they take mmu_lock: those that have found a page armed
+ * which is clear now are about to map a small one.  Have them look again.
+ */
+static void stage2_retry_faults(struct kvm *kvm, gfn_t start, gfn_t end)
+{
+	guard(write_lock)(&kvm->mmu_lock);
+
+	kvm_mmu_invalidate_start(kvm);
+	kvm_mmu_invalidate_range_add(kvm, start, end);
+	kvm_mmu_invalidate_end(kvm);
+}
+
+/*
  * See to it that the blocks which [@start, @end) of the memslot touches are mapped
  * as large as can be by the next access to each.  Returns how many were not.
  */
 int kvm_stage2_collapse(struct kvm *kvm, const struct kvm_memory_slot *slot,
 			gfn_t start, gfn_t end)
 {
+	bool any_clear = false;
 	int nr_collapsed = 0;
 	u64 size;
 	gfn_t gfn;
@@ -196,6 +210,10 @@ int kvm_stage2_collapse(struct kvm *kvm, const struct kvm_memory_slot *slot,
 		/* Leave mmu_lock alone for as long as a page of the block is armed. */
 		if (kvm_userfault_block_armed(slot, gfn, PAGES_PER_PMD))
 			continue;
+
+		if (!any_clear)
+			stage2_retry_faults(kvm, start, end);
+		any_clear = true;
 
 		nr_collapsed += stage2_collapse_block(kvm, slot, gfn, &size);
 		size = max(size, PMD_SIZE);

@@ -31,6 +31,7 @@
 #include "processor.h"
 #include "test_util.h"
 #include "ucall_common.h"
+#include "userfaultfd_util.h"
 
 /* Arbitrarily chosen, to overlap nothing and to be aligned for any huge page. */
 #define UF_SLOT		10
@@ -1004,6 +1005,47 @@ KVM_ONE_VCPU_TEST(userfault_hugepage, collapse_guest_memfd, guest_touch)
 	touch(&m, TOUCH_READ, 0, m.npages);
 	assert_sizes(&m, 0, 0, m.npages);
 	close(fd);
+}
+
+/*
+ * A fault has found a page of its block armed, and waits for the memory to be there.
+ * Meanwhile the block is cleared and collapsed: it must not be mapped small.
+ */
+static struct memory *uffd_memory;
+
+static int collapsing_uffd_handler(int mode, int uffd, struct uffd_msg *msg)
+{
+	u64 size = uffd_memory->npages * PSZ;
+	void *src = kvm_mmap(size, PROT_READ | PROT_WRITE,
+			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
+	struct uffdio_copy copy = {
+		.dst = (u64)uffd_memory->hva,
+		.src = (u64)src,
+		.len = size,
+	};
+
+	TEST_ASSERT_EQ(collapse(uffd_memory, 0, 1), 1);
+	TEST_ASSERT(!ioctl(uffd, UFFDIO_COPY, &copy), "UFFDIO_COPY: errno %d", errno);
+	kvm_munmap(src, size);
+	return 0;
+}
+
+KVM_ONE_VCPU_TEST(userfault_hugepage, collapse_fault_in_flight, guest_touch)
+{
+	struct uffd_desc *uffd;
+	struct memory m;
+
+	add_memory(&m, vcpu, HUGETLB_2M, BLOCK, MEM_UF);
+	kvm_madvise(m.hva, BLOCK * PSZ, MADV_DONTNEED);
+	uffd_memory = &m;
+	uffd = uffd_setup_demand_paging(UFFDIO_REGISTER_MODE_MISSING, 0, m.hva,
+					BLOCK * PSZ, 1, collapsing_uffd_handler);
+
+	arm(&m, 0, 1);
+	set_touch(&m, TOUCH_READ, 300, 1);
+	TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), 0);
+	assert_sizes(&m, 0, 1, 0);
+	uffd_stop_demand_paging(uffd);
 }
 
 /* Slots that begin and end within a block, or lie within one, and holes. */
