@@ -195,7 +195,7 @@ static void stage2_retry_faults(struct kvm *kvm, gfn_t start, gfn_t end)
 int kvm_stage2_collapse(struct kvm *kvm, const struct kvm_memory_slot *slot,
 			gfn_t start, gfn_t end)
 {
-	bool any_clear = false;
+	bool any_clear = false, any_large = false;
 	int nr_collapsed = 0;
 	u64 size;
 	gfn_t gfn;
@@ -216,11 +216,13 @@ int kvm_stage2_collapse(struct kvm *kvm, const struct kvm_memory_slot *slot,
 		any_clear = true;
 
 		nr_collapsed += stage2_collapse_block(kvm, slot, gfn, &size);
+		any_large |= size > PAGE_SIZE;
 		size = max(size, PMD_SIZE);
 		cond_resched();
 	}
 
-	if (nr_collapsed) {
+	/* Whether L2 has small mappings, those of L1 do not tell. */
+	if (any_large) {
 		guard(write_lock)(&kvm->mmu_lock);
 		kvm_nested_s2_unmap(kvm, true);
 	}

@@ -2,16 +2,21 @@
 /*
  * KVM userfault below a nested guest: L1, at EL2, has stage 2 tables for L2, which
  * touches armed memory of L1.  The exit has L1's address, and what was mapped for
- * L2 goes when it is armed.
+ * L2 goes when it is armed.  Likewise if L2 is a hypervisor itself: its registers of
+ * EL2 are memory of L1, at VNCR_EL2.
  *
  * Needs kvm-arm.mode=nested, and a CPU with FEAT_NV2.
  */
 #include <linux/sizes.h>
 
+#include <pthread.h>
+#include <semaphore.h>
+#include <signal.h>
 #include <sys/mman.h>
 
 #include "kvm_test_harness.h"
 #include "kvm_util.h"
+#include "kvm_userfault_debug.h"
 #include "kvm_userfault_guest.h"
 #include "kvm_userfault_util.h"
 #include "processor.h"
@@ -36,15 +41,37 @@ KVM_ONE_VCPU_TEST_SUITE(userfault_nested);
 
 static u64 l2_table, l2_pc;
 
-/* L2 has no stack.  x0: address, x1: value, x2: write? */
+/* If L2 is a hypervisor, where L1 has its registers; VTTBR_EL2 is one of them. */
+static u64 l1_vncr;
+
+#define VTTBR_WORD	(0x20 / sizeof(u64))
+
+/* Access that register, not memory. */
+#define VTTBR		BIT(8)
+
+/* L2 has no stack.  x0: address, x1: value, x2: access. */
 static noinline void l2_code(void)
 {
-	asm volatile("0:	cbnz	x2, 1f\n"
+	asm volatile("0:	tbnz	x2, #8, 2f\n"
+		     "	tbnz	x2, #1, 1f\n"
 		     "	ldr	x1, [x0]\n"
-		     "	b	2f\n"
+		     "	b	4f\n"
 		     "1:	str	x1, [x0]\n"
-		     "2:	hvc	#0\n"
+		     "	b	4f\n"
+		     "2:	tbnz	x2, #1, 3f\n"
+		     "	mrs	x1, vttbr_el2\n"
+		     "	b	4f\n"
+		     "3:	msr	vttbr_el2, x1\n"
+		     "4:	hvc	#0\n"
 		     "	b	0b\n" : : : "x0", "x1", "x2", "memory");
+}
+
+static noinline void l2_count(void)
+{
+	asm volatile("0:	mrs	x1, vttbr_el2\n"
+		     "	add	x1, x1, #1\n"
+		     "	msr	vttbr_el2, x1\n"
+		     "	b	0b\n" : : : "x1", "memory");
 }
 
 /* L2 is done with what it was told: tell the host, and give it the next order. */
@@ -56,16 +83,21 @@ static void l1_hvc_handler(struct ex_regs *regs)
 
 	regs->regs[0] = READ_ONCE(cmd->gva);
 	regs->regs[1] = READ_ONCE(cmd->val);
-	regs->regs[2] = READ_ONCE(cmd->access) == WRITE;
+	regs->regs[2] = READ_ONCE(cmd->access);
 }
 
 static void l1_code(void)
 {
 	struct guest_cmd *cmd = &guest_cmds[0];
+	u64 hcr = HCR_EL2_RW | HCR_EL2_E2H | HCR_EL2_VM;
 
+	if (l1_vncr) {
+		hcr |= HCR_EL2_NV | HCR_EL2_NV2;
+		write_sysreg_s(l1_vncr, SYS_VNCR_EL2);
+	}
 	write_sysreg_s(l2_table, SYS_VTTBR_EL2);
 	write_sysreg_s(L2_VTCR, SYS_VTCR_EL2);
-	write_sysreg_s(HCR_EL2_RW | HCR_EL2_E2H | HCR_EL2_VM, SYS_HCR_EL2);
+	write_sysreg_s(hcr, SYS_HCR_EL2);
 	write_sysreg_s(0x30d00800, sys_reg(3, 5, 1, 0, 0));	/* SCTLR_EL12: MMU off */
 	write_sysreg_s(l2_pc, SYS_ELR_EL1);			/* of EL2, with E2H */
 	write_sysreg_s(PSR_MODE_EL1h | 0x3c0, SYS_SPSR_EL1);
@@ -75,8 +107,7 @@ static void l1_code(void)
 		     "mov	x1, %1\n"
 		     "mov	x2, %2\n"
 		     "eret" : : "r" (READ_ONCE(cmd->gva)), "r" (READ_ONCE(cmd->val)),
-				"r" ((u64)(READ_ONCE(cmd->access) == WRITE)) :
-		     "x0", "x1", "x2", "memory");
+				"r" (READ_ONCE(cmd->access)) : "x0", "x1", "x2", "memory");
 }
 
 static u64 *setup(struct kvm_vcpu *vcpu, u32 flags)
@@ -150,6 +181,180 @@ KVM_ONE_VCPU_TEST(userfault_nested, l2, l1_code)
 		assert_done(vcpu, i + 100);
 	}
 	TEST_ASSERT_EQ(vcpu_get_stat(vcpu, userfault_exits), exits);
+}
+
+/*
+ * COLLAPSE reaches L2, too, though L1 has not touched the memory itself, and nothing
+ * of it is mapped for L1.
+ */
+KVM_ONE_VCPU_TEST(userfault_nested, collapse, l1_code)
+{
+	struct kvm_vm *vm = vcpu->vm;
+	struct trace trace;
+	u64 faults;
+
+	TEST_REQUIRE(thp_configured());
+
+	trace_begin(&trace);
+	setup(vcpu, KVM_MEM_USERFAULT);
+	TEST_ASSERT_EQ(vm_userfault_arm(vm, GPA(0), psz), 1);
+	l2_does(vcpu, READ, 1, 0);
+	l2_does(vcpu, READ, 2, 0);
+	TEST_ASSERT_EQ(vm_userfault_set(vm, GPA(0), psz, KVM_USERFAULT_COLLAPSE, NULL), 1);
+
+	/* L2's code, in another block, is mapped again before it gets there. */
+	l2_does(vcpu, READ, 600, 0);
+	trace_enable(&trace, "kvm_guest_fault");
+	l2_does(vcpu, READ, 1, 0);
+	faults = trace_count(&trace, "kvm_guest_fault", NULL);
+	l2_does(vcpu, READ, 2, 0);
+	l2_does(vcpu, READ, 3, 0);
+
+	/* GUEST_SYNC() is a fault as well. */
+	TEST_ASSERT_EQ(faults, 2);
+	TEST_ASSERT_EQ(trace_count(&trace, "kvm_guest_fault", NULL), faults + 2);
+	trace_end(&trace);
+}
+
+/*
+ * VNCR_EL2
+ */
+static u64 *setup_vncr(struct kvm_vcpu *vcpu, u32 flags, u64 page)
+{
+	u64 *hva = setup(vcpu, flags);
+
+	virt_map(vcpu->vm, GPA(page), GPA(page), 1);
+	write_guest_global(vcpu->vm, l1_vncr, GPA(page));
+	return hva + page * psz / sizeof(u64) + VTTBR_WORD;
+}
+
+KVM_ONE_VCPU_TEST(userfault_nested, vncr, l1_code)
+{
+	const u64 page = 7;
+	u64 *vttbr = setup_vncr(vcpu, KVM_MEM_USERFAULT, page);
+	struct kvm_vm *vm = vcpu->vm;
+	u64 i, exits = 0;
+
+	/* The first access of all, or that of a page that L2 has just used. */
+	for (i = 0; i < 20; i++) {
+		u64 access = i & 1 ? WRITE : READ;
+
+		TEST_ASSERT_EQ(vm_userfault_arm(vm, GPA(page), psz), 1);
+		*vttbr = i + 100;
+		set_cmd(vcpu, VTTBR | access, 0, i + 200);
+		assert_userfault_exit(vcpu, GPA(page), access);
+		assert_userfault_exit(vcpu, GPA(page), access);
+		TEST_ASSERT_EQ(*vttbr, i + 100);
+		exits += 2;
+
+		*vttbr = i + 300;
+		switch (i % 3) {
+		case 0:
+			vcpu_userfault_resolve(vcpu, GPA(page), psz);
+			break;
+		case 1:
+			TEST_ASSERT_EQ(vm_userfault_clear(vm, GPA(page), psz), 1);
+			break;
+		case 2:
+			/* Dropped, as another page has been armed since. */
+			vm_userfault_arm(vm, GPA(page + 1), psz);
+			vcpu_userfault_resolve(vcpu, GPA(page), psz);
+			assert_userfault_exit(vcpu, GPA(page), access);
+			exits++;
+			vcpu_userfault_resolve(vcpu, GPA(page - 1), 2 * psz);
+			break;
+		}
+		assert_done(vcpu, access == WRITE ? i + 200 : i + 300);
+		TEST_ASSERT_EQ(*vttbr, access == WRITE ? i + 200 : i + 300);
+
+		/* Until it is armed again, nothing exits; nor does its neighbour. */
+		set_cmd(vcpu, VTTBR | WRITE, 0, i);
+		assert_done(vcpu, i);
+		TEST_ASSERT_EQ(*vttbr, i);
+		vm_userfault_arm(vm, GPA(page + 1), psz);
+		set_cmd(vcpu, VTTBR | READ, 0, 0);
+		assert_done(vcpu, i);
+	}
+	TEST_ASSERT_EQ(vcpu_get_stat(vcpu, userfault_exits), exits);
+}
+
+/* The page goes while L2 uses it. */
+struct worker {
+	struct kvm_vcpu *vcpu;
+	sem_t stopped;
+	sem_t resume;
+	bool done;
+};
+
+static void *worker_fn(void *arg)
+{
+	struct worker *w = arg;
+	int ret;
+
+	for (;;) {
+		ret = __vcpu_run(w->vcpu);
+		if (ret && errno == EINTR && READ_ONCE(w->done))
+			return NULL;
+
+		TEST_ASSERT(is_userfault_exit(w->vcpu, ret), "ret %d errno %d exit reason %u",
+			    ret, errno, w->vcpu->run->exit_reason);
+		sem_post(&w->stopped);
+		sem_wait(&w->resume);
+	}
+}
+
+static void ignore_signal(int sig)
+{
+}
+
+static void wait_progress(u64 *word)
+{
+	u64 before = READ_ONCE(*word);
+	int ms;
+
+	for (ms = 0; READ_ONCE(*word) - before < 100; ms++) {
+		TEST_ASSERT(ms < 10000, "L2 is stuck");
+		usleep(1000);
+	}
+}
+
+KVM_ONE_VCPU_TEST(userfault_nested, vncr_running, l1_code)
+{
+	const u64 page = 7;
+	u64 *vttbr = setup_vncr(vcpu, KVM_MEM_USERFAULT, page);
+	struct sigaction sa = { .sa_handler = ignore_signal };
+	struct kvm_run *run = vcpu->run;
+	struct kvm_vm *vm = vcpu->vm;
+	struct worker w = { .vcpu = vcpu };
+	pthread_t thread;
+	u64 i, frozen;
+
+	write_guest_global(vm, l2_pc, addr_gva2gpa(vm, (gva_t)l2_count));
+	sem_init(&w.stopped, 0, 0);
+	sem_init(&w.resume, 0, 0);
+	TEST_ASSERT(!sigaction(SIGUSR1, &sa, NULL), "sigaction() failed");
+	TEST_ASSERT(!pthread_create(&thread, NULL, worker_fn, &w), "pthread_create() failed");
+
+	for (i = 0; i < 50; i++) {
+		wait_progress(vttbr);
+		TEST_ASSERT_EQ(vm_userfault_arm(vm, GPA(page), psz), 1);
+		frozen = READ_ONCE(*vttbr);
+		sem_wait(&w.stopped);
+		TEST_ASSERT_EQ(READ_ONCE(*vttbr), frozen);
+		TEST_ASSERT_EQ(run->memory_fault.gpa, GPA(page));
+		if (i % 2)
+			vm_userfault_clear(vm, GPA(page), psz);
+		else
+			vcpu_userfault_resolve(vcpu, GPA(page), psz);
+		sem_post(&w.resume);
+	}
+
+	wait_progress(vttbr);
+	WRITE_ONCE(w.done, true);
+	run->immediate_exit = 1;
+	pthread_kill(thread, SIGUSR1);
+	pthread_join(thread, NULL);
+	TEST_ASSERT_EQ(vcpu_get_stat(vcpu, userfault_exits), i);
 }
 
 int main(int argc, char *argv[])
