@@ -111,6 +111,9 @@ boot()
 	arm64)
 		qemu="qemu-system-aarch64 -M virt,virtualization=on,gic-version=3,mte=on"
 		qemu="$qemu -cpu max,pauth-impdef=on,lpa2=off,sve=off,sme=off"
+		# Memory of a device, for a test.
+		qemu="$qemu -object memory-backend-ram,id=ivshmem,size=2M"
+		qemu="$qemu -device ivshmem-plain,memdev=ivshmem,addr=1e.0"
 		append="console=ttyAMA0 $append" ;;
 	esac
 	# shellcheck disable=SC2086

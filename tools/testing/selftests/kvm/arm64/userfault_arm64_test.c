@@ -9,10 +9,13 @@
  *  - resolve on KVM_RUN maps the page, and nothing that userspace does to the vCPU
  *    meanwhile makes that go wrong
  *  - toggling the flag write-protects nothing in a slot that is dirty logged
+ *  - permission faults that change the size of the mapping
+ *  - memory of a device, which must not be split
  *  - MTE: tags that are stored before the clear are there after it, and no block
  *    brings tags that nobody has stored
  */
 #include <linux/sizes.h>
+#include <linux/vfio.h>
 
 #include <asm/mman.h>
 #include <sys/auxv.h>
@@ -472,6 +475,160 @@ KVM_ONE_VCPU_TEST(userfault_arm64, toggle_dirty_logged, guest_ops)
 }
 
 /*
+ * Permission faults that change the size of the mapping, all of them for a page that
+ * is to be executed: what was read first cannot be, unless the CPU has coherent caches.
+ */
+static bool has_dic(void)
+{
+	return read_sysreg(ctr_el0) & BIT(CTR_EL0_DIC_SHIFT);
+}
+
+/* A page becomes its block, as the armed page next to it is clear. */
+KVM_ONE_VCPU_TEST(userfault_arm64, perm_fault_grows, guest_ops)
+{
+	const u64 npages = 4 * BLOCK;
+	struct kvm_vm *vm = vcpu->vm;
+	u64 i, *hva;
+
+	TEST_REQUIRE(thp_configured());
+
+	hva = add_slot(vm, MEM_UF, npages, true);
+	for (i = 0; i < npages; i += BLOCK) {
+		write_code(word(hva, i + 1), 7);
+		TEST_ASSERT_EQ(vm_userfault_arm(vm, GPA(i), psz), 1);
+		guest_does(vcpu, READ, GPA(i + 1) + 64, 0);
+		TEST_ASSERT_EQ(vm_userfault_clear(vm, GPA(i), psz), 1);
+		guest_does(vcpu, EXEC, GPA(i + 1), 7);
+		guest_does(vcpu, READ, GPA(i), 0);
+	}
+	if (has_stage2_dump())
+		TEST_ASSERT_EQ(nr_blocks(vm, npages), 4);
+	if (has_dic())
+		pr_info("All pages can be executed: there were no permission faults\n");
+}
+
+/*
+ * A block becomes pages, as it is dirty logged now.  Each takes a page for the table,
+ * which no fault of another kind leaves behind: there are more of them than KVM
+ * keeps for a vCPU.
+ */
+KVM_ONE_VCPU_TEST(userfault_arm64, perm_fault_shrinks, guest_ops)
+{
+	const u64 nblocks = 50, npages = nblocks * BLOCK;
+	struct kvm_vm *vm = vcpu->vm;
+	u64 i, *hva;
+
+	TEST_REQUIRE(thp_configured());
+	/* Blocks are larger than one can test with on hosts with larger pages. */
+	TEST_REQUIRE(psz == SZ_4K);
+
+	/* The log starts without splitting what is mapped, nor write-protecting it. */
+	vm_enable_cap(vm, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
+		      KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET);
+
+	hva = add_slot(vm, MEM_UF, npages, true);
+	for (i = 0; i < npages; i += BLOCK) {
+		write_code(word(hva, i), 7);
+		guest_does(vcpu, READ, GPA(i) + 64, 0);
+	}
+	if (has_stage2_dump())
+		TEST_ASSERT_EQ(nr_blocks(vm, npages), nblocks);
+
+	vm_set_user_memory_region(vm, UF_SLOT, MEM_UF | MEM_LOG, UF_GPA, npages * psz, hva);
+	for (i = 0; i < npages; i += BLOCK)
+		guest_does(vcpu, EXEC, GPA(i), 7);
+	if (has_stage2_dump() && !has_dic())
+		TEST_ASSERT_EQ(nr_small(vm, npages), nblocks);
+}
+
+/*
+ * A device that VFIO lets userspace map by a block.  There is no need for an IOMMU, as
+ * QEMU's ivshmem does no DMA: it is memory, in its BAR 2, which KVM knows nothing of.
+ */
+#define DEVICE		"0000:00:1e.0"
+#define SYSFS_DEVICE	"/sys/bus/pci/devices/" DEVICE
+
+static void write_file(const char *path, const char *val)
+{
+	int fd = open(path, O_WRONLY);
+
+	TEST_ASSERT(fd >= 0 && write(fd, val, strlen(val)) == strlen(val),
+		    "Cannot write to %s, errno %d", path, errno);
+	close(fd);
+}
+
+static void *map_device(u64 size)
+{
+	struct vfio_region_info info = {
+		.argsz = sizeof(info),
+		.index = VFIO_PCI_BAR2_REGION_INDEX,
+	};
+	char id[8] = {}, link[128] = {}, path[256];
+	int fd, group, container, device;
+	void *hva;
+
+	fd = open(SYSFS_DEVICE "/device", O_RDONLY);
+	__TEST_REQUIRE(fd >= 0 && read(fd, id, 6) == 6 && !strcmp(id, "0x1110"),
+		       "No ivshmem at " DEVICE);
+	close(fd);
+
+	write_file("/sys/module/vfio/parameters/enable_unsafe_noiommu_mode", "Y");
+	write_file(SYSFS_DEVICE "/driver_override", "vfio-pci");
+	write_file("/sys/bus/pci/drivers_probe", DEVICE);
+	TEST_ASSERT(readlink(SYSFS_DEVICE "/iommu_group", link, sizeof(link) - 1) > 0,
+		    "No group, errno %d", errno);
+	snprintf(path, sizeof(path), "/dev/vfio/noiommu-%s", strrchr(link, '/') + 1);
+
+	group = open(path, O_RDWR);
+	container = open("/dev/vfio/vfio", O_RDWR);
+	TEST_ASSERT(group >= 0 && container >= 0, "Cannot open %s, errno %d", path, errno);
+	TEST_ASSERT(!ioctl(group, VFIO_GROUP_SET_CONTAINER, &container) &&
+		    !ioctl(container, VFIO_SET_IOMMU, VFIO_NOIOMMU_IOMMU),
+		    "Cannot set up %s, errno %d", path, errno);
+	device = ioctl(group, VFIO_GROUP_GET_DEVICE_FD, DEVICE);
+	TEST_ASSERT(device >= 0 && !ioctl(device, VFIO_DEVICE_GET_REGION_INFO, &info) &&
+		    info.size == size, "Not the device, errno %d", errno);
+
+	hva = mmap(alloc_aligned(size / psz, PROT_NONE), size, PROT_READ | PROT_WRITE,
+		   MAP_SHARED | MAP_FIXED, device, info.offset);
+	TEST_ASSERT(hva != MAP_FAILED, "Cannot map the device, errno %d", errno);
+	return hva;
+}
+
+/* A part of it is armed: what splitting would make cacheable is unmapped instead. */
+KVM_ONE_VCPU_TEST(userfault_arm64, device, guest_ops)
+{
+	struct kvm_vm *vm = vcpu->vm;
+	void *hva;
+	int i;
+
+	/* Nothing there is as large as other blocks. */
+	TEST_REQUIRE(psz == SZ_4K);
+	__TEST_REQUIRE(has_stage2_dump(), "No stage 2 tables in %s", KVM_DEBUGFS);
+
+	hva = map_device(SZ_2M);
+	vm_set_user_memory_region(vm, UF_SLOT, MEM_UF, UF_GPA, SZ_2M, hva);
+	virt_map(vm, UF_GPA, UF_GPA, BLOCK);
+
+	for (i = 0; i < 3; i++) {
+		guest_does(vcpu, WRITE, GPA(7), i);
+		TEST_ASSERT_EQ(nr_blocks(vm, BLOCK), 1);
+		TEST_ASSERT_EQ(vm_userfault_arm(vm, GPA(10), psz), 1);
+		TEST_ASSERT_EQ(nr_blocks(vm, BLOCK), 0);
+		TEST_ASSERT_EQ(nr_small(vm, BLOCK), 0);
+
+		guest_does(vcpu, READ, GPA(7), i);
+		TEST_ASSERT_EQ(nr_small(vm, BLOCK), 1);
+		set_cmd(vcpu, WRITE, GPA(10), 100);
+		assert_userfault_exit(vcpu, GPA(10), WRITE);
+		TEST_ASSERT_EQ(vm_userfault_set(vm, GPA(10), psz, KVM_USERFAULT_COLLAPSE,
+						NULL), 1);
+		assert_done(vcpu, 100);
+	}
+	TEST_ASSERT_EQ(vm_get_stat(vm, userfault_splits), 0);
+}
+
+/*
  * MTE
  */
 static u64 guest_step;
@@ -571,11 +728,6 @@ TEST(mte_tags)
 	for (i = 0; i < 16; i++)
 		assert_tags(vcpu, READ, i, 1, i);
 	kvm_vm_free(vm);
-}
-
-static bool has_dic(void)
-{
-	return read_sysreg(ctr_el0) & BIT(CTR_EL0_DIC_SHIFT);
 }
 
 /*
