@@ -3,7 +3,7 @@
 
 MAKEFLAGS += --no-print-directory
 TOOLS := tools/kvm_userfault
-export ARCH DEBUG KERNEL_TARBALL BUILD ACCEL APPEND MEM SMP QEMU_ARGS TIMEOUT PAGES MINUTES KERNELS VCPUS
+export ARCH DEBUG KERNEL_TARBALL BUILD ACCEL APPEND MEM SMP QEMU_ARGS TIMEOUT PAGES MINUTES KERNELS VCPUS MUTANTS
 
 # What make vm boots; it is made only where there is none, so that the program's output stands alone.
 BUILT := $(or $(BUILD),build)/$(or $(ARCH),x86_64)$(if $(DEBUG),-$(if $(filter kcsan,$(DEBUG)),kcsan,debug))/kernel/arch/*/boot/*Image
@@ -21,6 +21,9 @@ check: deps	## everything that must pass, on ARCHS="x86_64 arm64"; in the end "N
 
 check-long: deps	## long random runs on the DEBUG=1 kernel. MINUTES=60 KERNELS="debug kcsan"
 	@$(TOOLS)/check-long.sh
+
+mutants: deps	## break the kernel in one place after the other: tests have to notice. MUTANTS="name..."
+	@$(TOOLS)/mutants.sh
 
 bench: export NEED := bench
 bench: selftests	## count what a fetch costs, and its alternatives: build/bench.json, bench.svg. PAGES= VCPUS="1 2 4 8 16" KERNELS="off lockstat"
@@ -51,4 +54,4 @@ clean:		## remove what has been built, keep the tree
 distclean:	## remove the build directory, with the tree
 	@$(TOOLS)/clean.sh tree
 
-.PHONY: help run check check-long bench vm tree refresh kernel selftests deps clean distclean
+.PHONY: help run check check-long mutants bench vm tree refresh kernel selftests deps clean distclean

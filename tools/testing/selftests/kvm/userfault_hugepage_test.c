@@ -1623,17 +1623,20 @@ KVM_ONE_VCPU_TEST(userfault_hugepage, race_all, guest_count)
  */
 KVM_ONE_VCPU_TEST(userfault_hugepage, tracepoints, guest_touch)
 {
-	char split[128], collapsed[128];
+	char split[128], collapsed[128], exited[128], range[256];
 	struct trace trace;
 	struct memory m;
 
 	trace_begin(&trace);
 	trace_enable(&trace, "kvm_userfault_split");
 	trace_enable(&trace, "kvm_userfault_collapse");
+	trace_enable(&trace, "kvm_userfault_exit");
+	trace_enable(&trace, "kvm_userfault_range");
 
 	add_memory(&m, vcpu, HUGETLB_2M, NR_BLOCKS * BLOCK, MEM_UF);
 	touch_blocks(&m, 7);
 	arm(&m, BLOCK + 100, BLOCK);
+	touch_armed(&m, TOUCH_WRITE, BLOCK + 101);
 	collapse(&m, BLOCK, 2 * BLOCK);
 
 	/* Numbers of the range as it was given, and of mappings. */
@@ -1645,6 +1648,28 @@ KVM_ONE_VCPU_TEST(userfault_hugepage, tracepoints, guest_touch)
 		       splits_in_place());
 	TEST_ASSERT_EQ(trace_count(&trace, "kvm_userfault_collapse", collapsed),
 		       splits_in_place());
+
+	snprintf(exited, sizeof(exited), ": vcpu 0 gpa %#lx WRITE|USERFAULT",
+		 GPA(BLOCK + 101));
+	TEST_ASSERT_EQ(trace_count(&trace, "kvm_userfault_exit", exited), 2);
+	TEST_ASSERT_EQ(trace_count(&trace, "kvm_userfault_exit", NULL), 2);
+
+	snprintf(range, sizeof(range),
+		 ": gpa %#lx size %#lx flags ARM as_mask 0x0 done %#lx changed %lu ret 0",
+		 GPA(BLOCK + 100), BLOCK * PSZ, BLOCK * PSZ, BLOCK);
+	TEST_ASSERT_EQ(trace_count(&trace, "kvm_userfault_range", range), 1);
+	snprintf(range, sizeof(range),
+		 ": gpa %#lx size %#lx flags COLLAPSE as_mask 0x0 done %#lx changed %lu ret 0",
+		 GPA(BLOCK), 2 * BLOCK * PSZ, 2 * BLOCK * PSZ, BLOCK);
+	TEST_ASSERT_EQ(trace_count(&trace, "kvm_userfault_range", range), 1);
+
+	/* Nothing is done, and why. */
+	TEST_ASSERT_EQ(__vm_userfault_set(m.vm, GPA(8 * BLOCK), PSZ, KVM_USERFAULT_ARM,
+					  NULL), ENOENT);
+	snprintf(range, sizeof(range),
+		 ": gpa %#lx size %#lx flags ARM as_mask 0x0 done 0x0 changed 0 ret %d",
+		 GPA(8 * BLOCK), PSZ, -ENOENT);
+	TEST_ASSERT_EQ(trace_count(&trace, "kvm_userfault_range", range), 1);
 
 	trace_end(&trace);
 }

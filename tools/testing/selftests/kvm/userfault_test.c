@@ -682,6 +682,33 @@ KVM_ONE_VCPU_TEST(userfault, enoent, guest_ops)
 	TEST_ASSERT_EQ(count_armed(vm, GPA(0), LAYOUT_PAGES), 0);
 }
 
+/* What cannot be armed lies far behind what can: that is as clear as it was. */
+KVM_ONE_VCPU_TEST(userfault, enoent_far, guest_ops)
+{
+	struct kvm_vm *vm = vcpu->vm;
+	const u64 size = BIG_GPA + BIG_SIZE - GPA(400);
+	u64 *bitmap = alloc_mem(size / psz / 8 / psz + 1);
+	struct bad_range t = {
+		.err = ENOENT,
+		.range = {
+			.gpa = GPA(400),
+			.size = size,
+			.flags = KVM_USERFAULT_ARM,
+		},
+	};
+
+	create_layout(vm);
+	add_slot(vm, UF_SLOT + 4, 0, BIG_GPA + BIG_SIZE - psz, 1);
+
+	t.name = "slot without the flag, far away";
+	assert_refused(vm, true, &t);
+
+	memset(bitmap, 0xff, size / psz / 8);
+	t.range.flags |= KVM_USERFAULT_BITMAP;
+	t.range.bitmap = (unsigned long)bitmap;
+	assert_refused(vm, true, &t);
+}
+
 /* Pages outside userfault slots need no clearing, and are never armed. */
 KVM_ONE_VCPU_TEST(userfault, clear_anywhere, guest_ops)
 {
@@ -1351,6 +1378,43 @@ KVM_ONE_VCPU_TEST(userfault, eintr_timer, guest_ops)
 	}
 }
 
+/*
+ * Holes that are skipped, in parts of the range: wherever a memslot begins, the
+ * bits of the bitmap are those of its pages.
+ */
+KVM_ONE_VCPU_TEST(userfault, bitmap_holes, guest_ops)
+{
+	const u64 slots[] = { 5, 4500, 4700, 9001, 30033 };
+	const u64 per_slot = 100, npages = 30133 - BIG_FIRST;
+	u64 *armed = alloc_mem(npages / 8 / psz + 1);
+	u64 *pattern = big_pattern();
+	struct kvm_vm *vm = vcpu->vm;
+	u64 i, j, page, changed, want = 0;
+
+	for (i = 0; i < ARRAY_SIZE(slots); i++)
+		add_slot(vm, UF_SLOT + i, KVM_MEM_USERFAULT, BIG_GPA + slots[i] * psz,
+			 per_slot);
+
+	changed = vm_userfault_set(vm, BIG_GPA + BIG_FIRST * psz, npages * psz,
+				   KVM_USERFAULT_ARM | KVM_USERFAULT_BITMAP, pattern);
+	vm_userfault_get(vm, BIG_GPA + BIG_FIRST * psz, npages * psz, armed);
+
+	for (i = 0; i < ARRAY_SIZE(slots); i++) {
+		for (j = 0; j < per_slot; j++) {
+			page = slots[i] + j - BIG_FIRST;
+			TEST_ASSERT(get_bit((u8 *)armed, page) == get_bit((u8 *)pattern, page),
+				    "Page %lu of the slot at %lu: armed %u", j, slots[i],
+				    get_bit((u8 *)armed, page));
+			want += get_bit((u8 *)pattern, page);
+		}
+	}
+	TEST_ASSERT_EQ(count_bits(armed, npages), want);
+	TEST_ASSERT_EQ(changed, want);
+
+	TEST_ASSERT_EQ(vm_userfault_set(vm, BIG_GPA + BIG_FIRST * psz, npages * psz,
+					KVM_USERFAULT_BITMAP, pattern), want);
+}
+
 /* A page in the middle of the user bitmap is not there. */
 KVM_ONE_VCPU_TEST(userfault, efault_progress, guest_ops)
 {
@@ -1714,7 +1778,7 @@ static void test_arm_running(struct kvm_vcpu *vcpu, enum vm_mem_backing_src_type
 	u64 huge = huge_page_size();
 	struct kvm_vm *vm = vcpu->vm;
 	struct worker w[2];
-	u64 *page, *neighbour, frozen;
+	u64 *page, *neighbour, frozen, select = BIT_ULL(8) | BIT_ULL(40);
 	int i;
 
 	require_backing(src, 2 * huge);
@@ -1733,7 +1797,14 @@ static void test_arm_running(struct kvm_vcpu *vcpu, enum vm_mem_backing_src_type
 	wait_progress(neighbour);
 
 	for (i = 0; i < 20; i++) {
-		TEST_ASSERT_EQ(vm_userfault_arm(vm, GPA(8), psz), 1);
+		/* With a bitmap also a page that is not mapped, unless all are. */
+		if (i & 1)
+			TEST_ASSERT_EQ(vm_userfault_set(vm, UF_GPA, 64 * psz,
+							KVM_USERFAULT_ARM |
+							KVM_USERFAULT_BITMAP,
+							&select), 2);
+		else
+			TEST_ASSERT_EQ(vm_userfault_arm(vm, GPA(8), psz), 1);
 		frozen = READ_ONCE(*page);
 
 		wait_progress(neighbour);
@@ -1746,7 +1817,7 @@ static void test_arm_running(struct kvm_vcpu *vcpu, enum vm_mem_backing_src_type
 		worker_assert_exit(&w[0], GPA(8), KVM_MEMORY_EXIT_FLAG_WRITE);
 		TEST_ASSERT_EQ(READ_ONCE(*page), frozen);
 
-		TEST_ASSERT_EQ(vm_userfault_clear(vm, GPA(8), psz), 1);
+		TEST_ASSERT_EQ(vm_userfault_clear(vm, UF_GPA, 64 * psz), 1 + (i & 1));
 		sem_post(&w[0].resume);
 		wait_progress(page);
 	}
@@ -1771,6 +1842,38 @@ KVM_ONE_VCPU_TEST(userfault, arm_running_thp, guest_count)
 KVM_ONE_VCPU_TEST(userfault, arm_running_hugetlb, guest_count)
 {
 	test_arm_running(vcpu, VM_MEM_SRC_ANONYMOUS_HUGETLB);
+}
+
+/* As much as is armed in one go, and a vCPU that stores to the last page of it. */
+KVM_ONE_VCPU_TEST(userfault, arm_running_1g, guest_count)
+{
+	const u64 npages = SZ_1G / psz, last = npages - 1;
+	const gpa_t gpa = BIG_GPA + last * psz;
+	struct kvm_vm *vm = vcpu->vm;
+	void *hva = add_slot(vm, UF_SLOT, KVM_MEM_USERFAULT, BIG_GPA, npages);
+	u64 *page = hva + last * psz, frozen;
+	struct worker w;
+	int i;
+
+	virt_map(vm, gpa, gpa, 1);
+	vcpu_args_set(vcpu, 1, gpa);
+	worker_start(&w, vcpu);
+
+	for (i = 0; i < 20; i++) {
+		wait_progress(page);
+		TEST_ASSERT_EQ(vm_userfault_arm(vm, BIG_GPA, SZ_1G), npages);
+		frozen = READ_ONCE(*page);
+
+		usleep(1000);
+		TEST_ASSERT_EQ(READ_ONCE(*page), frozen);
+		worker_assert_exit(&w, gpa, KVM_MEMORY_EXIT_FLAG_WRITE);
+		TEST_ASSERT_EQ(READ_ONCE(*page), frozen);
+		TEST_ASSERT_EQ(vm_userfault_clear(vm, BIG_GPA, SZ_1G), npages);
+		sem_post(&w.resume);
+	}
+
+	stop_workers(vm, &w, 1);
+	TEST_ASSERT_EQ(w.exits, i);
 }
 
 /*

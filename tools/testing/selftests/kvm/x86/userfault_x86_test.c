@@ -863,6 +863,39 @@ KVM_ONE_VCPU_TEST(userfault_x86, private_memory, NULL)
 	kvm_vm_free(vm);
 }
 
+/* What is private, but has no guest_memfd, has no mapping that could be large. */
+KVM_ONE_VCPU_TEST(userfault_x86, private_collapse, NULL)
+{
+	const struct vm_shape shape = {
+		.mode = VM_MODE_DEFAULT,
+		.type = KVM_X86_SW_PROTECTED_VM,
+	};
+	struct kvm_vm *vm;
+	u64 *hva;
+
+	TEST_REQUIRE(thp_configured());
+	if (!has_private_memory())
+		return;
+
+	vm = vm_create_shape_with_one_vcpu(shape, &vcpu, guest_read_page);
+	hva = add_slot(vm, VM_MEM_SRC_ANONYMOUS_THP, 512, KVM_MEM_USERFAULT);
+	arm_page(vm, GPA(5));
+	write_guest_global(vm, guest_page, 4);
+	TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), 0);
+
+	vm_mem_set_private(vm, UF_GPA, SZ_2M);
+	TEST_ASSERT_EQ(vm_userfault_set(vm, UF_GPA, SZ_2M, KVM_USERFAULT_COLLAPSE, NULL), 1);
+	vm_mem_region_set_flags(vm, UF_SLOT, 0);
+	TEST_ASSERT_EQ(vm_get_stat(vm, pages_2m), 0);
+
+	vm_mem_set_shared(vm, UF_GPA, SZ_2M);
+	hva[5 * 512] = 5;
+	write_guest_global(vm, guest_page, 5);
+	TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), 5);
+	TEST_ASSERT_EQ(vm_get_stat(vm, pages_2m), 1);
+	kvm_vm_free(vm);
+}
+
 struct converter {
 	struct kvm_vm *vm;
 	bool stop;
