@@ -144,39 +144,30 @@ run_tests()
 	done 3<"$tmp/boots"
 }
 
-# How TEST ended, by the results: "passed", "failed", "hang", "died"; then why.
+# How TEST ended, by the results: passed, failed, hang, splat, or died, which no mutant may; and why.
 outcome()
 {
 	program=${1%%.*}
 	subtest=${1#"$program"}
-	log=$logs/$name/$program.log
-	if [ -z "$subtest" ]; then
-		how=$(awk -F '\t' -v p="$arch/$program" '{ verdict = substr($1, 1, 4); sub(/^.... ?/, "", $1) }
-			$1 == p || index($1, p ".") == 1 { if (verdict != "pass") bad = 1; else good = 1 }
-			END { print bad ? "failed" : good ? "passed" : "died" }' "$tmp/results")
-	else
-		how=$(awk -F '\t' -v p="$arch/$program." -v s="$subtest" '
-			{ verdict = substr($1, 1, 4); sub(/^.... ?/, "", $1) }
-			index($1, p) == 1 && substr($1, length($1) - length(s) + 1) == s {
-				if (verdict != "pass") bad = 1; else good = 1
-			}
-			END { print bad ? "failed" : good ? "passed" : "died" }' "$tmp/results")
-	fi
+	how=$(awk -F '\t' -v p="$arch/$program" -v s="$subtest" '
+		{ verdict = substr($1, 1, 4); test = substr($1, 6) }
+		(test == p || index(test, p ".") == 1) &&
+			(s == "" || substr(test, length(test) - length(s) + 1) == s) { n[verdict]++ }
+		END { print n["fail"] + n["skip"] ? "failed" : n["pass"] ? "passed" : "died" }' "$tmp/results")
 	if grep -q "^fail $arch/$program	timed out" "$tmp/results"; then
 		how=hang
 	elif grep -q "^fail $arch/$program	the VM died" "$tmp/results"; then
 		how=died
 	fi
+	why=
 	case $how in
-	failed)	why=$(failure "${subtest:-.}" <"$log")
+	failed)	why=$(failure "${subtest:-.}" <"$logs/$name/$program.log")
 		case $why in
 		*"terminated by timeout"*) how=hang ;;
 		esac ;;
-	died)	why=$(grep -E "$splat" "$logs/$name/console.log" | head -n 1 | sed 's/^\[[^]]*\] *//') || : ;;
-	hang)	why="the program timed out" ;;
-	passed)	why= ;;
+	died)	why=$(grep -E "$splat" "$logs/$name/console.log" | head -n 1 | sed 's/^\[[^]]*\] *//')
+		[ -z "$why" ] || how=splat ;;
 	esac
-	[ "$how" != died ] || [ -z "$why" ] || how=splat
 }
 
 # What the subtest, or with "." the first that failed, has to say about its failure.
