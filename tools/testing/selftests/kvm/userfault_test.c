@@ -1734,6 +1734,42 @@ static void wait_progress(u64 *counter)
 	}
 }
 
+/*
+ * Wait without going to sleep: then the vCPU is in the guest, on another CPU if
+ * there is one, where nothing but KVM takes away a translation that it has used.
+ */
+static void wait_running(u64 *counter)
+{
+	u64 val = READ_ONCE(*counter);
+	struct timespec start;
+
+	clock_gettime(CLOCK_MONOTONIC, &start);
+	while (READ_ONCE(*counter) - val < 3)
+		TEST_ASSERT(timespec_elapsed(start).tv_sec < 10, "vCPU is stuck");
+}
+
+/* A vCPU that shares the CPU of this thread would never be seen to run. */
+static void pin_apart(pthread_t thread)
+{
+	int cpu, first = -1;
+	cpu_set_t allowed;
+
+	TEST_ASSERT(!sched_getaffinity(0, sizeof(allowed), &allowed),
+		    "sched_getaffinity() failed");
+	for (cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+		if (!CPU_ISSET(cpu, &allowed))
+			continue;
+		if (first >= 0)
+			break;
+		first = cpu;
+	}
+	if (cpu == CPU_SETSIZE)
+		return;
+
+	pin_self_to_cpu(first);
+	pin_task_to_cpu(thread, cpu);
+}
+
 static void stop_workers(struct kvm_vm *vm, struct worker *w, int nr)
 {
 	int i;
@@ -1793,10 +1829,12 @@ static void test_arm_running(struct kvm_vcpu *vcpu, enum vm_mem_backing_src_type
 	vcpu_args_set(other, 1, GPA(9));
 	worker_start(&w[0], vcpu);
 	worker_start(&w[1], other);
+	pin_apart(w[0].thread);
 	wait_progress(page);
 	wait_progress(neighbour);
 
 	for (i = 0; i < 20; i++) {
+		wait_running(page);
 		/* With a bitmap also a page that is not mapped, unless all are. */
 		if (i & 1)
 			TEST_ASSERT_EQ(vm_userfault_set(vm, UF_GPA, 64 * psz,
@@ -1858,9 +1896,11 @@ KVM_ONE_VCPU_TEST(userfault, arm_running_1g, guest_count)
 	virt_map(vm, gpa, gpa, 1);
 	vcpu_args_set(vcpu, 1, gpa);
 	worker_start(&w, vcpu);
+	pin_apart(w.thread);
 
 	for (i = 0; i < 20; i++) {
 		wait_progress(page);
+		wait_running(page);
 		TEST_ASSERT_EQ(vm_userfault_arm(vm, BIG_GPA, SZ_1G), npages);
 		frozen = READ_ONCE(*page);
 
