@@ -731,6 +731,20 @@ KVM_ONE_VCPU_TEST_1G(userfault_hugepage, split_hugetlb_1g, guest_touch)
 	arm(&m, 0, BLOCK_1G);
 	assert_sizes(&m, 0, 0, 0);
 	assert_events(&m, 3, 0);
+
+	/* From the middle of a 2M block to the end of the 1G block, and from its start. */
+	unmap_all(&m);
+	touch(&m, TOUCH_READ, 7, 1);
+	arm(&m, 77 * BLOCK + 5, BLOCK_1G - 77 * BLOCK - 5);
+	if (splits_in_place())
+		assert_sizes(&m, 0, 77, 5);
+	assert_events(&m, 5, 0);
+	unmap_all(&m);
+	touch(&m, TOUCH_READ, 7, 1);
+	arm(&m, 0, 77 * BLOCK + 5);
+	if (splits_in_place())
+		assert_sizes(&m, 0, BLOCK - 78, BLOCK - 5);
+	assert_events(&m, 7, 0);
 }
 
 /* Small pages are there to begin with. */
@@ -972,6 +986,7 @@ KVM_ONE_VCPU_TEST(userfault_hugepage, collapse_guest_memfd, guest_touch)
 		.gpa = UF_GPA,
 		.npages = NR_BLOCKS * BLOCK,
 	};
+	void *addr;
 	int fd;
 
 	/* There is none without the TDP MMU. */
@@ -981,12 +996,12 @@ KVM_ONE_VCPU_TEST(userfault_hugepage, collapse_guest_memfd, guest_touch)
 	}
 
 	fd = vm_create_guest_memfd(vm, m.npages * PSZ, flags);
-	/* Aligned, or else it could not be mapped huge anyway. */
-	m.hva = mmap(reserve_aligned(m.npages * PSZ, BLOCK * PSZ), m.npages * PSZ,
-		     PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
-	TEST_ASSERT(m.hva != MAP_FAILED, "Cannot map guest_memfd, errno %d", errno);
+	m.hva = kvm_mmap(m.npages * PSZ, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
+
+	/* userspace_addr says nothing about the memory: what is there could be mapped huge. */
+	addr = alloc_backing(ANON_THP, m.npages);
 	vm_set_user_memory_region2(vm, UF_SLOT, MEM_UF | KVM_MEM_GUEST_MEMFD, m.gpa,
-				   m.npages * PSZ, m.hva, fd, 0);
+				   m.npages * PSZ, addr, fd, 0);
 	map_in_guest(vm, m.gpa, m.npages, ANON_THP);
 	start_guest(&m);
 
@@ -1001,7 +1016,7 @@ KVM_ONE_VCPU_TEST(userfault_hugepage, collapse_guest_memfd, guest_touch)
 	/* Nor must dropping the flag. */
 	arm(&m, 10, 1);
 	vm_set_user_memory_region2(vm, UF_SLOT, KVM_MEM_GUEST_MEMFD, m.gpa,
-				   m.npages * PSZ, m.hva, fd, 0);
+				   m.npages * PSZ, addr, fd, 0);
 	touch(&m, TOUCH_READ, 0, m.npages);
 	assert_sizes(&m, 0, 0, m.npages);
 	close(fd);
