@@ -410,6 +410,35 @@ KVM_ONE_VCPU_TEST(userfault_resolve, immediate_exit, guest_ops)
 	}
 }
 
+/* Resolved, and armed once more before KVM gets to map it: the arm counts. */
+KVM_ONE_VCPU_TEST(userfault_resolve, arm_after, guest_ops)
+{
+	static const u64 accesses[] = { READ, WRITE, EXEC };
+	struct kvm_vm *vm = vcpu->vm;
+	void *hva = add_armed_slot(vm, 64);
+	u64 i, access;
+
+	warm_up(vcpu, hva);
+
+	for (i = 1; i < 10; i++) {
+		access = accesses[i % 3];
+		write_code(hva + i * psz, 0x100);
+		set_cmd(vcpu, access, GPA(i), i);
+		assert_userfault_exit(vcpu, GPA(i), access);
+		resolve_immediate_exit(vcpu, GPA(i), psz);
+		TEST_ASSERT_EQ(vm_userfault_arm(vm, GPA(i), psz), 1);
+
+		assert_userfault_exit(vcpu, GPA(i), access);
+		if (access == EXEC)
+			write_code(hva + i * psz, i);
+		else if (access == READ)
+			WRITE_ONCE(*(u64 *)(hva + i * psz), i);
+		vcpu_userfault_resolve(vcpu, GPA(i), psz);
+		assert_done(vcpu, i);
+		TEST_ASSERT_EQ(vcpu_get_stat(vcpu, userfault_exits), 2 * i);
+	}
+}
+
 KVM_ONE_VCPU_TEST(userfault_resolve, signal, guest_ops)
 {
 	struct {
