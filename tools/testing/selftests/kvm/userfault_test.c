@@ -10,19 +10,23 @@
  *  - the armed state after random calls, against a model kept by the test, and
  *    how far a call got when a signal or a bad user bitmap stopped it
  *  - calls that race with each other and with changes of memslots
+ *  - what is charged to the memory cgroup for the bitmap of a large memslot
  *  - exits: the whole of each, and that there is one for every access to an
  *    armed page and none for any other page, with running vCPUs and with huge
  *    pages
  */
 #include <linux/sizes.h>
 
+#include <limits.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <signal.h>
+#include <stdio.h>
 #include <sys/mman.h>
 #include <sys/time.h>
 #include <sys/wait.h>
 
+#include "cgroup_util.h"
 #include "kvm_test_harness.h"
 #include "kvm_util.h"
 #include "kvm_userfault_guest.h"
@@ -39,6 +43,10 @@
 /* For slots of several GiB, which are never populated. */
 #define BIG_GPA		SZ_4G
 #define BIG_SIZE	SZ_4G
+
+/* A bitmap of 4 MiB: what each CPU is charged in advance is little beside it. */
+#define MEMCG_PAGES	BIT(25)
+#define MEMCG_SLACK	SZ_1M
 
 #define psz		((u64)getpagesize())
 #define GPA(page)	(UF_GPA + (page) * psz)
@@ -932,6 +940,76 @@ KVM_ONE_VCPU_TEST(userfault, slot_dirty_log, guest_ops)
 	TEST_ASSERT_EQ(dirty, BIT(3));
 	set_slot(vm, UF_SLOT, 0, UF_GPA, 8, hva);
 	guest_read(vcpu, GPA(3), 9);
+}
+
+/* What the cgroup is charged must have grown from @before by @grown; counters lag a bit. */
+static void assert_charged(const char *cgroup, long before, long grown, const char *what)
+{
+	long charged = cg_read_long(cgroup, "memory.current");
+
+	TEST_ASSERT(labs(charged - before - grown) < MEMCG_SLACK,
+		    "%s: %ld bytes are charged after %ld, wanted %ld more", what, charged,
+		    before, grown);
+}
+
+/*
+ * The bitmap is charged to who makes the memslot or sets the flag, and comes back with
+ * the flag, the memslot or the VM.  The slots' other memory is in what was before.
+ */
+static void test_memcg(const char *cgroup, void *hva)
+{
+	const u32 uf = KVM_MEM_USERFAULT, armed = KVM_MEM_USERFAULT_ARMED;
+	const long bitmap_size = MEMCG_PAGES / 8;
+	long no_vm, no_slot, no_flag, flag;
+	struct kvm_vm *vm;
+
+	no_vm = cg_read_long(cgroup, "memory.current");
+	vm = vm_create_barebones();
+	no_slot = cg_read_long(cgroup, "memory.current");
+	set_slot(vm, UF_SLOT, 0, BIG_GPA, MEMCG_PAGES, hva);
+	no_flag = cg_read_long(cgroup, "memory.current");
+
+	set_slot(vm, UF_SLOT, uf, BIG_GPA, MEMCG_PAGES, hva);
+	assert_charged(cgroup, no_flag, bitmap_size, "Flag set");
+	flag = cg_read_long(cgroup, "memory.current");
+	vm_userfault_arm(vm, BIG_GPA, MEMCG_PAGES * psz);
+	assert_charged(cgroup, no_flag, bitmap_size, "Armed");
+	vm_userfault_clear(vm, BIG_GPA, MEMCG_PAGES * psz);
+	set_slot(vm, UF_SLOT, 0, BIG_GPA, MEMCG_PAGES, hva);
+	assert_charged(cgroup, no_flag, 0, "Flag dropped");
+
+	set_slot(vm, UF_SLOT, uf, BIG_GPA, MEMCG_PAGES, hva);
+	set_slot(vm, UF_SLOT, 0, BIG_GPA, 0, hva);
+	assert_charged(cgroup, no_slot, 0, "Memslot deleted");
+
+	set_slot(vm, UF_SLOT, uf | armed, BIG_GPA, MEMCG_PAGES, hva);
+	assert_charged(cgroup, no_flag, bitmap_size, "Memslot created armed");
+	kvm_vm_free(vm);
+	assert_charged(cgroup, no_vm, 0, "VM deleted");
+
+	ksft_print_msg("Charged for each GiB of guest memory: %lu bytes\n",
+		       (flag - no_flag) / (MEMCG_PAGES * psz / SZ_1G));
+}
+
+KVM_ONE_VCPU_TEST(userfault, memcg, guest_ops)
+{
+	char root[PATH_MAX], *cgroup;
+	void *hva;
+
+	__TEST_REQUIRE(!cg_find_unified_root(root, sizeof(root), NULL) &&
+		       !cg_write(root, "cgroup.subtree_control", "+memory"),
+		       "No memory controller of cgroup2, or not root");
+	cgroup = cg_name_indexed(root, "kvm_userfault_test", getpid());
+	TEST_ASSERT(!cg_create(cgroup), "Cannot make %s, errno %d", cgroup, errno);
+	hva = alloc_mem(MEMCG_PAGES);
+
+	/* Each CPU has a stock of what is charged in advance. */
+	pin_self_to_any_cpu();
+	TEST_ASSERT(!cg_enter_current(cgroup), "Cannot enter %s, errno %d", cgroup, errno);
+	test_memcg(cgroup, hva);
+	TEST_ASSERT(!cg_enter_current(root), "Cannot leave %s, errno %d", cgroup, errno);
+	cg_destroy(cgroup);
+	free(cgroup);
 }
 
 KVM_ONE_VCPU_TEST(userfault, slot_readonly, guest_ops)
