@@ -12,12 +12,19 @@
  * - what nobody may touch stays as it is: a memslot that is armed, and that neither
  *   a range nor a resolve, at most 2 MiB around a fault, can reach;
  * - a vCPU that touches nothing of all that goes on undisturbed;
- * - afterwards all works as ever;
- * - who is killed in the middle of it is gone.
+ * - afterwards all works as ever.
  * The rest is for the kernel to complain about.
+ *
+ * Before that, calls for the gigantic memslot have to be good neighbours, however long
+ * they take:
+ * - who is killed in the middle of one gets no further;
+ * - a signal ends it after the chunk that is being worked on, which takes no second;
+ * - a vCPU that needs a page mapped elsewhere gets it meanwhile.
+ * What can be counted is counted: time means little where all is emulated.
  */
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -41,6 +48,18 @@
 #define NR_FUZZERS	2
 #define NR_PAGES	300UL
 
+/* How many calls have to be interrupted, of how many at most, or killed. */
+#define NR_INTERRUPTED	20
+#define MAX_CALLS	2000
+#define NR_KILLED	3
+
+/* How much a call may do before it looks for signals, without and with a bitmap. */
+#define CHUNK_SIZE	((u64)SZ_1G)
+#define CHUNK_PAGES	4096UL
+
+/* How often a vCPU has to get its page back while all of the memslot is armed once. */
+#define NR_TAKEN	4
+
 /* Where memslots are: fuzzed, without the flag, gigantic, and not to be touched. */
 #define GPA		(4ull << 30)
 #define PLAIN_GPA	(5ull << 30)
@@ -50,9 +69,9 @@
 static struct kvm_vm *vm;
 static struct kvm_vcpu *vcpus[2];
 static u64 psz, huge_size;
-static void *maps[4];
+static void *maps[4], *plain_mem;
 static bool stop, stop_scribbling;
-static u64 nr_calls, nr_good, nr_runs, nr_exits, longest_ns;
+static u64 nr_calls, nr_good, nr_runs, nr_exits, nr_taken, longest_ns;
 static u64 guest_rounds, guest_nr_pages = NR_PAGES, guest_psz, guest_stop;
 
 /* Touch all of the memory that is fuzzed, for ever. */
@@ -268,12 +287,13 @@ static void *run_bystander(void *arg)
 	return NULL;
 }
 
-static void add_slot(int slot, gpa_t gpa, u64 size, u32 flags)
+static void *add_slot(int slot, gpa_t gpa, u64 size, u32 flags)
 {
 	void *hva = kvm_mmap(size, PROT_READ | PROT_WRITE,
 			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
 
 	vm_set_user_memory_region(vm, SLOT + slot, flags, gpa, size, hva);
+	return hva;
 }
 
 static void create_vm(void)
@@ -289,14 +309,14 @@ static void create_vm(void)
 
 	/* KVM has tables for a memslot by its size, without TDP MMU larger ones. */
 	max_size = (vm->max_gfn << vm->page_shift) - HUGE_GPA;
-	huge_size = 1ull << 34;
+	huge_size = 1ull << 40;
 #ifdef __x86_64__
-	if (kvm_is_tdp_enabled() && get_kvm_param_bool("tdp_mmu"))
-		huge_size = 1ull << 40;
+	if (!kvm_is_tdp_enabled() || !get_kvm_param_bool("tdp_mmu"))
+		huge_size = 1ull << 34;
 #endif
 	huge_size = min(huge_size, max_size);
 	add_slot(0, GPA, NR_PAGES * psz, KVM_MEM_USERFAULT);
-	add_slot(1, PLAIN_GPA, NR_PAGES * psz, 0);
+	plain_mem = add_slot(1, PLAIN_GPA, NR_PAGES * psz, 0);
 	add_slot(2, QUIET_GPA, NR_PAGES * psz, KVM_MEM_USERFAULT | KVM_MEM_USERFAULT_ARMED);
 	add_slot(3, HUGE_GPA, huge_size, KVM_MEM_USERFAULT);
 	virt_map(vm, GPA, GPA, NR_PAGES * psz / vm->page_size);
@@ -313,30 +333,198 @@ static void *map_with_end(int prot)
 	return map;
 }
 
-/* Killed in the middle of a long call, it has to die: the parent waits for that. */
+/* What the child tells of the call that it is killed in. */
+struct call {
+	struct kvm_userfault_range range;
+	bool started;
+	bool done;
+};
+
+static void arm_all(struct call *call)
+{
+	create_vm();
+	call->range = (struct kvm_userfault_range) {
+		.gpa = HUGE_GPA,
+		.size = huge_size,
+		.flags = KVM_USERFAULT_ARM,
+	};
+	WRITE_ONCE(call->started, true);
+	__vm_userfault_set_range(vm, &call->range);
+	WRITE_ONCE(call->done, true);
+	for (;;)
+		pause();
+}
+
+/* Killed in the middle of a call, it leaves the rest undone: KVM says how much. */
 static void test_kill(void)
 {
+	struct call *call = kvm_mmap(sizeof(*call), PROT_READ | PROT_WRITE,
+				     MAP_SHARED | MAP_ANONYMOUS, -1);
+	useconds_t delay = 50000;
+	int i, status, killed = 0;
 	struct timespec start;
-	int i, status;
 	pid_t pid;
 
-	for (i = 0; i < 3; i++) {
+	for (i = 0; killed < NR_KILLED; i++) {
+		TEST_ASSERT(i < 10 * NR_KILLED, "A call that is killed goes on to its end");
+
+		memset(call, 0, sizeof(*call));
 		pid = fork();
 		TEST_ASSERT(pid >= 0, "fork(): errno %d", errno);
-		if (!pid) {
-			create_vm();
-			for (;;) {
-				vm_userfault_arm(vm, HUGE_GPA, huge_size);
-				vm_userfault_clear(vm, HUGE_GPA, huge_size);
-			}
-		}
-		usleep(300000);
+		if (!pid)
+			arm_all(call);
+		while (!READ_ONCE(call->started))
+			usleep(1000);
+		usleep(delay);
+
 		clock_gettime(CLOCK_MONOTONIC, &start);
 		kill(pid, SIGKILL);
 		TEST_ASSERT(waitpid(pid, &status, 0) == pid && WIFSIGNALED(status), "waitpid()");
-		printf("Killed: gone after %lu ms\n",
-		       timespec_to_ns(timespec_elapsed(start)) / 1000000);
+
+		if (call->done) {
+			delay /= 2;
+		} else if (call->range.gpa == HUGE_GPA) {
+			delay *= 2;
+		} else {
+			killed++;
+			printf("Killed with %llu MiB to do: gone after %lu ms\n",
+			       call->range.size >> 20,
+			       timespec_to_ns(timespec_elapsed(start)) / 1000000);
+		}
 	}
+	kvm_munmap(call, sizeof(*call));
+}
+
+static void on_signal(int sig)
+{
+}
+
+static void *interrupt(void *arg)
+{
+	pthread_t *thread = arg;
+
+	while (!READ_ONCE(stop)) {
+		pthread_kill(*thread, SIGUSR1);
+		sched_yield();
+	}
+	return NULL;
+}
+
+/* Take the bystander's page away as soon as it has been mapped once more. */
+static void *take_away(void *arg)
+{
+	u64 *rounds = addr_gva2hva(vm, (gva_t)&guest_rounds), before;
+
+	while (!READ_ONCE(stop)) {
+		TEST_ASSERT(!madvise(plain_mem, psz, MADV_DONTNEED), "madvise(): errno %d", errno);
+		before = READ_ONCE(*rounds);
+		while (READ_ONCE(*rounds) < before + 2 && !READ_ONCE(stop))
+			usleep(20);
+		WRITE_ONCE(nr_taken, nr_taken + 1);
+	}
+	return NULL;
+}
+
+static int compare_u64(const void *a, const void *b)
+{
+	return *(u64 *)a < *(u64 *)b ? -1 : *(u64 *)a > *(u64 *)b;
+}
+
+/*
+ * Signals come all the time: some calls get no more done than what lies between two
+ * checks, and most end soon.
+ */
+static void test_interrupted(const char *what, u64 flags, bool set, void *bitmap, u64 chunk)
+{
+	const struct kvm_userfault_range all = {
+		.gpa = HUGE_GPA,
+		.size = huge_size,
+		.flags = flags,
+		.bitmap = (unsigned long)bitmap,
+	};
+	struct kvm_userfault_range range = all;
+	u64 ns[NR_INTERRUPTED], left, done, least = -1ull;
+	int nr = 0, nr_calls, err;
+	struct timespec start;
+
+	for (nr_calls = 0; nr < NR_INTERRUPTED || least > chunk; nr_calls++) {
+		TEST_ASSERT(nr_calls < MAX_CALLS,
+			    "%s: %d of %d calls were ended by signals, after 0x%lx bytes or more",
+			    what, nr, nr_calls, least);
+
+		left = range.size;
+		clock_gettime(CLOCK_MONOTONIC, &start);
+		err = set ? __vm_userfault_set_range(vm, &range) :
+			    __vm_userfault_get_range(vm, &range);
+		ns[nr % NR_INTERRUPTED] = timespec_to_ns(timespec_elapsed(start));
+		TEST_ASSERT(!err || err == EINTR, "%s: errno %d", what, err);
+
+		/* None came in time: once more. */
+		if (!err) {
+			vm_userfault_clear(vm, HUGE_GPA, huge_size);
+			range = all;
+			continue;
+		}
+
+		done = left - range.size;
+		least = min(least, done);
+		nr++;
+	}
+
+	qsort(ns, NR_INTERRUPTED, sizeof(ns[0]), compare_u64);
+	printf("%s: %d of %d calls interrupted, one after %lu MiB; median %lu us\n", what, nr,
+	       nr_calls, least >> 20, ns[NR_INTERRUPTED / 2] / 1000);
+	TEST_ASSERT(ns[NR_INTERRUPTED / 2] < NSEC_PER_SEC, "%s: signals have to wait for %lu ns",
+		    what, ns[NR_INTERRUPTED / 2]);
+}
+
+static void test_neighbours(void)
+{
+	pthread_t bystander, taker, interrupter, self = pthread_self();
+	struct sigaction action = { .sa_handler = on_signal };
+	u64 before, taken = 0;
+	struct timespec start;
+	void *bitmap;
+	int i;
+
+	create_vm();
+	bitmap = kvm_mmap(huge_size / psz / 8, PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
+	pthread_create(&bystander, NULL, run_bystander, NULL);
+	pthread_create(&taker, NULL, take_away, NULL);
+	while (READ_ONCE(nr_taken) < NR_TAKEN)
+		usleep(1000);
+
+	/* How often depends on who else runs on the machine: try until it could be seen. */
+	for (i = 0; taken < NR_TAKEN; i++) {
+		TEST_ASSERT(i < 100, "Another vCPU has to wait until all is armed");
+
+		before = READ_ONCE(nr_taken);
+		clock_gettime(CLOCK_MONOTONIC, &start);
+		vm_userfault_arm(vm, HUGE_GPA, huge_size);
+		taken = READ_ONCE(nr_taken) - before;
+		printf("Armed %lu GiB in %lu ms: another vCPU got its page %lu times\n",
+		       huge_size / SZ_1G, timespec_to_ns(timespec_elapsed(start)) / 1000000,
+		       taken);
+		vm_userfault_clear(vm, HUGE_GPA, huge_size);
+	}
+
+	sigaction(SIGUSR1, &action, NULL);
+	pthread_create(&interrupter, NULL, interrupt, &self);
+	test_interrupted("arm", KVM_USERFAULT_ARM, true, NULL, CHUNK_SIZE);
+	test_interrupted("clear", 0, true, NULL, CHUNK_SIZE);
+	test_interrupted("arm by bitmap", KVM_USERFAULT_ARM | KVM_USERFAULT_BITMAP, true, bitmap,
+			 CHUNK_PAGES * psz);
+	test_interrupted("get", 0, false, bitmap, CHUNK_PAGES * psz);
+
+	WRITE_ONCE(stop, true);
+	pthread_join(interrupter, NULL);
+	pthread_join(taker, NULL);
+	write_guest_global(vm, guest_stop, 1);
+	pthread_join(bystander, NULL);
+	kvm_vm_free(vm);
+	kvm_munmap(bitmap, huge_size / psz / 8);
+	stop = false;
 }
 
 static void check_quiet(void)
@@ -374,6 +562,7 @@ int main(int argc, char *argv[])
 	fflush(stdout);
 
 	test_kill();
+	test_neighbours();
 
 	create_vm();
 	for (i = 0; i < ARRAY_SIZE(maps); i++)
