@@ -16,7 +16,7 @@
  * before the program and set back after it.
  *
  * The report goes to the virtio port "report". Each line starts with a letter:
- *	K TEXT		a line of the kernel log
+ *	K TEXT		a line of the kernel log, or of what kmemleak has found
  *	R kvm yes|no	the VM is up, and has a /dev/kvm or not
  *	S NAME		program starts
  *	O TEXT		a line of its output
@@ -255,6 +255,36 @@ static void report_kernel_log(void)
 	}
 }
 
+/*
+ * Have kmemleak, where the kernel has it, look for memory that nothing points to, and
+ * pass on what it finds as a part of the kernel log. It looks twice, to tell such memory
+ * from what is just being moved around, and passes over what is younger than 5 seconds.
+ */
+static void report_leaks(bool tell)
+{
+	double start = seconds();
+	char *line = NULL;
+	size_t size = 0;
+	FILE *leaks;
+
+	leaks = fopen("/sys/kernel/debug/kmemleak", "r+e");
+	if (!leaks)
+		return;
+	if (write(fileno(leaks), "scan", 4) < 0)
+		fprintf(report, "K unreferenced objects cannot be found: %s\n", strerror(errno));
+	while (seconds() < start + 5.1)
+		usleep(10000);
+	write(fileno(leaks), "scan", 4);
+	while (getline(&line, &size, leaks) > 0) {
+		if (tell)
+			fprintf(report, "K %s", line);
+	}
+	/* Once is enough. */
+	write(fileno(leaks), "clear", 5);
+	free(line);
+	fclose(leaks);
+}
+
 static void exec_program(struct program *program, const char *how, int output)
 {
 	char *setting;
@@ -354,7 +384,7 @@ static void run(struct program *program, const char *how)
 	char *path, *value, *old[MAX_SETTINGS] = {};
 	int i, status, output[2] = { -1, -1 };
 	bool in_time;
-	double start;
+	double start, took;
 	pid_t child;
 
 	fprintf(report, "S %s\n", program->name);
@@ -382,6 +412,7 @@ static void run(struct program *program, const char *how)
 	if (output[1] >= 0)
 		close(output[1]);
 	in_time = wait_for(child, program->timeout, output[0], &status);
+	took = seconds() - start;
 	if (output[0] >= 0) {
 		report_output(output[0], true);
 		close(output[0]);
@@ -396,7 +427,9 @@ static void run(struct program *program, const char *how)
 		free(old[i]);
 	}
 	report_kernel_log();
-	fprintf(report, "E %s %.1f ", program->name, seconds() - start);
+	if (!strcmp(how, "list"))
+		report_leaks(true);
+	fprintf(report, "E %s %.1f ", program->name, took);
 	if (!in_time)
 		fprintf(report, "timeout\n");
 	else if (WIFEXITED(status))
@@ -472,6 +505,8 @@ int main(void)
 	keep_a_vm();
 
 	how = take_string();
+	if (!strcmp(how, "list"))
+		report_leaks(false);
 	while (take_program(&program)) {
 		if (!strcmp(how, "tty"))
 			set_up_tty(&program);
