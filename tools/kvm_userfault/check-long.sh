@@ -29,7 +29,7 @@ x86_64	userfault_long_model_no_tdp_mmu	1  kvm.tdp_mmu=0 huge=64  ./userfault_mod
 
 # Ours of the short list, then these; what is bound by time may take three times as long.
 {
-	grep -E '^(all|x86_64|arm64)[ ]+userfault_' "$here/tests.list"
+	grep -E '^(all|x86_64|arm64)([-+]debug)? +userfault_' "$here/tests.list"
 	echo "$runs" | awk -v arch="$arch" -v seconds="$((minutes * 60))" '
 		$1 == "all" || $1 == arch { line[++n] = $0; sum += $3 }
 		END {
@@ -52,7 +52,9 @@ for kernel_kind in ${KERNELS:-debug}; do
 	say "$(date -u '+%F %H:%M')" "make check-long MINUTES=$minutes KERNELS=$kernel_kind ARCH=$arch"
 	# shellcheck disable=SC2046
 	DEBUG=$DEBUG ARCHS=$arch LIST=$list ONCE=1 "$here/check.sh" \
-		$(awk -v arch="$arch" '$1 == "all" || $1 == arch { print $2 }' "$list") || bad=1
+		$(awk -v arch="$arch" -v kernel="$kernel_kind" '
+			{ sub(/\+debug$/, "", $1); sub("-" kernel "$", "", $1) }
+			$1 == "all" || $1 == arch { print $2 }' "$list") || bad=1
 	mv "$build/check.tap" "$build/check-long.$kernel_kind.tap"
 done
 exit "$bad"

@@ -6,7 +6,7 @@
 # run once more, unless ONCE=1. LIST= takes another list of tests. VARIANT= as for kernel.sh.
 #
 # The VMs of a kernel run as soon as it is built, while the next is being built: most tests wait more
-# than they compute. Without names, x86_64's userfault tests run on the kernel of DEBUG=1, too.
+# than they compute. Without names, what tests.list says runs on x86_64's kernel of DEBUG=1, too.
 
 archs=${ARCHS:-${ARCH:-x86_64 arm64}}
 
@@ -210,17 +210,28 @@ run_group_twice()
 	run_group "$1, what failed once more" "$2" "$tmp/again"
 }
 
-# The names of the tests that are ours.
-our_tests()
+# What of x86_64's tests make check runs on the debug kernel, too.
+debug_tests()
 {
-	sed 's/#.*//' "$tests" | awk -v arch="$1" '($1 == "all" || $1 == arch) && $2 ~ /^userfault_/ { print $2 }'
+	sed 's/#.*//' "$tests" | awk '$1 ~ /^(all|x86_64)[-+]debug$/ { print $2 }'
+}
+
+# listed "ARCH..." [NAME...]: lines of the list, all or with these names, for these architectures and the
+# kernel at hand.
+listed()
+{
+	listed_archs=" all $1 "
+	shift
+	sed 's/#.*//' "$tests" | awk -v archs="$listed_archs" -v variant="$variant" -v only=" $* " '
+		sub(/-debug$/, "", $1) && variant != "debug" { next }
+		{ sub(/\+debug$/, "", $1) }
+		NF && index(archs, " " $1 " ") && (only == "  " || index(only, " " $2 " "))'
 }
 
 # The tests of tests.list, one boot for all that have the same kernel parameters.
 vm_tests()
 {
-	sed 's/#.*//' "$tests" | awk -v arch="$arch" -v only=" $* " '
-		NF && ($1 == "all" || $1 == arch) && (only == "  " || index(only, " " $2 " "))' >"$tmp/tests"
+	listed "$arch" "$@" >"$tmp/tests"
 	awk '!seen[$4]++ { print $4 }' "$tmp/tests" >"$tmp/groups"
 	while read -r parameters <&3; do
 		awk -v p="$parameters" '$4 == p { $1 = $4 = ""; print }' "$tmp/tests" >"$tmp/list"
@@ -281,9 +292,8 @@ write_tap()
 }
 
 for name in "$@"; do
-	sed 's/#.*//' "$tests" | awk -v name="$name" -v archs=" all $archs " '
-		$2 == name && index(archs, " " $1 " ") { found = 1 } END { exit !found }' ||
-		die "$tests has no $name for $archs"
+	[ -n "$(listed "$archs" "$name")" ] ||
+		die "$tests has no $name for $archs and DEBUG=${DEBUG:-}"
 done
 check host/tree "$here/tree.sh" || :
 if [ $# -eq 0 ]; then
@@ -301,7 +311,7 @@ done
 case "$# $kind $archs" in
 "0  "*x86_64*)
 	# shellcheck disable=SC2046
-	build_and_start debug x86_64 $(our_tests x86_64) ;;
+	build_and_start debug x86_64 $(debug_tests) ;;
 esac
 wait
 for flavour in $streams; do

@@ -513,6 +513,7 @@ static void test_neighbours(void)
 	pthread_create(&interrupter, NULL, interrupt, &self);
 	test_interrupted("arm", KVM_USERFAULT_ARM, true, NULL, CHUNK_SIZE);
 	test_interrupted("clear", 0, true, NULL, CHUNK_SIZE);
+	test_interrupted("collapse", KVM_USERFAULT_COLLAPSE, true, NULL, CHUNK_SIZE);
 	test_interrupted("arm by bitmap", KVM_USERFAULT_ARM | KVM_USERFAULT_BITMAP, true, bitmap,
 			 CHUNK_PAGES * psz);
 	test_interrupted("get", 0, false, bitmap, CHUNK_PAGES * psz);
