@@ -101,7 +101,7 @@ programs()
 		args[t[1]] = args[t[1]] (t[2] == "" ? "" : " -t " t[2])
 		next
 	}
-	{ sub(/#.*/, "") }
+	{ sub(/#.*/, ""); sub(/\+debug$/, "", $1) }
 	$1 == "all" || $1 == arch { line[$2] = $0 }
 	END {
 		for (i = 1; i <= n; i++) {
