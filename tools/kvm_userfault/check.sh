@@ -231,6 +231,7 @@ listed()
 # The tests of tests.list, one boot for all that have the same kernel parameters.
 vm_tests()
 {
+	rm -f "$logs/$flavour/races.log"
 	listed "$arch" "$@" >"$tmp/tests"
 	awk '!seen[$4]++ { print $4 }' "$tmp/tests" >"$tmp/groups"
 	while read -r parameters <&3; do
@@ -243,6 +244,10 @@ vm_tests()
 			run_group_twice "VM $flavour, $parameters" "$(echo "$parameters" | tr , ' ')" "$tmp/list"
 		fi
 	done 3<"$tmp/groups"
+	if [ -e "$logs/$flavour/races.log" ]; then
+		say "data races of upstream's functions alone" "see $logs/$flavour/*.log"
+		sed 's/.*data-race in /  /' "$logs/$flavour/races.log" | sort | uniq -c
+	fi
 }
 
 # vm_stream DIR NAME...: run the tests with files of their own in DIR.

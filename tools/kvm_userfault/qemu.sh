@@ -97,7 +97,10 @@ boot()
 	kvm|tcg,*) ;;
 	*)	accel=tcg,thread=multi ;;
 	esac
-	append="panic=-1 panic_on_warn=1 oops=panic nmi_watchdog=0 softlockup_panic=0 ${APPEND:-}"
+	# Not every data race is one of ours, see tap.awk.
+	panic_on_warn=1
+	[ "$variant" != kcsan ] || panic_on_warn=0
+	append="panic=-1 panic_on_warn=$panic_on_warn oops=panic nmi_watchdog=0 softlockup_panic=0 ${APPEND:-}"
 	case $arch in
 	x86_64)
 		qemu="qemu-system-x86_64 -M q35"
