@@ -91,7 +91,7 @@ letter == "O" {
 	last = text
 	if (text ~ /^K?TAP version/)
 		tap = 1
-	else if (tap && text ~ /^1\.\.[0-9]+/)
+	else if (tap && plan < 0 && text ~ /^1\.\.[0-9]+/)
 		plan = substr(text, 4) + 0
 	else if (tap && text ~ /^(not )?ok [0-9]+/)
 		subtest(text)

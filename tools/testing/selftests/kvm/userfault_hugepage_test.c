@@ -294,6 +294,7 @@ static void *alloc_backing(enum backing backing, u64 npages)
 		TEST_REQUIRE(thp_configured());
 		break;
 	case SHMEM_THP:
+		__TEST_REQUIRE(PSZ < SZ_64K, "The page cache has no huge pages of 512M");
 		__TEST_REQUIRE(shmem_thp_configured(),
 			       "shmem_enabled must be \"advise\" or more");
 		fd = kvm_memfd_alloc(size, false);
@@ -585,6 +586,8 @@ KVM_ONE_VCPU_TEST_1G(userfault_hugepage, sizes_hugetlb_1g, guest_touch)
  */
 static void test_split(struct kvm_vcpu *vcpu, enum backing backing)
 {
+	/* Arming works on 1G at a time, which may end within a large block. */
+	const u64 parts = 3 * BLOCK * PSZ > SZ_1G;
 	const u64 page = BLOCK + 100;
 	u64 bitmap[4] = { };
 	struct memory m;
@@ -642,7 +645,7 @@ static void test_split(struct kvm_vcpu *vcpu, enum backing backing)
 	faults = nr_faults(vcpu);
 	arm(&m, BLOCK / 2, 3 * BLOCK);
 	assert_sizes(&m, 0, NR_BLOCKS - 4, BLOCK);
-	assert_events(&m, 5, 0);
+	assert_events(&m, 5 + parts, 0);
 	touch(&m, TOUCH_READ, 0, BLOCK / 2);
 	touch(&m, TOUCH_READ, 3 * BLOCK + BLOCK / 2, BLOCK / 2 + BLOCK);
 	assert_no_faults(vcpu, faults);
@@ -656,7 +659,7 @@ static void test_split(struct kvm_vcpu *vcpu, enum backing backing)
 	assert_sizes(&m, 0, NR_BLOCKS - 2, 0);
 	arm(&m, 0, BLOCK);
 	assert_sizes(&m, 0, NR_BLOCKS - 3, 0);
-	assert_events(&m, 5, 0);
+	assert_events(&m, 5 + parts, 0);
 
 	/* Selected by a bitmap. */
 	unmap_all(&m);
@@ -668,7 +671,7 @@ static void test_split(struct kvm_vcpu *vcpu, enum backing backing)
 					KVM_USERFAULT_ARM | KVM_USERFAULT_BITMAP,
 					bitmap), 3);
 	assert_sizes(&m, 0, NR_BLOCKS - 2, 2 * BLOCK - 3);
-	assert_events(&m, 7, 0);
+	assert_events(&m, 7 + parts, 0);
 	touch(&m, TOUCH_WRITE, 0, 2 * BLOCK - 61);
 	touch(&m, TOUCH_WRITE, 2 * BLOCK - 60, 59);
 	touch(&m, TOUCH_WRITE, 2 * BLOCK, 128);
@@ -1241,6 +1244,7 @@ KVM_ONE_VCPU_TEST(userfault_hugepage, drop_flag, guest_touch)
 
 	/* Small backing stays small. */
 	vm_set_user_memory_region(m.vm, UF_SLOT, 0, m.gpa, 0, m.hva);
+	kvm_munmap(m.hva, m.npages * PSZ);
 	m.hva = alloc_backing(ANON_4K, m.npages);
 	set_flags(&m, MEM_UF);
 	touch_blocks(&m, 1);
@@ -1498,7 +1502,7 @@ static u64 all_faults(struct worker *w)
  * fault.  Collapse does take away the small mappings before it flushes: a vCPU
  * that is just walking them faults, inside KVM.
  */
-KVM_ONE_VCPU_TEST(userfault_hugepage, race_neighbours, guest_count)
+KVM_ONE_VCPU_TEST_1G(userfault_hugepage, race_neighbours, guest_count)
 {
 	const u64 pages[] = { 0, 99, 101, BLOCK - 1, BLOCK };
 	struct memory m = {

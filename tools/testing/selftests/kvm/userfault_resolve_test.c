@@ -273,6 +273,7 @@ KVM_ONE_VCPU_TEST(userfault_resolve, wide_ranges, guest_ops)
 KVM_ONE_VCPU_TEST(userfault_resolve, slot_edges, guest_ops)
 {
 	const u32 armed = KVM_MEM_USERFAULT | KVM_MEM_USERFAULT_ARMED;
+	const u64 nr_max = SZ_2M / psz;
 	struct kvm_vm *vm = vcpu->vm;
 	u64 bitmap;
 
@@ -288,10 +289,13 @@ KVM_ONE_VCPU_TEST(userfault_resolve, slot_edges, guest_ops)
 	vm_userfault_get(vm, UF_GPA, 32 * psz, &bitmap);
 	TEST_ASSERT_EQ(bitmap, 0xffc00003);
 
-	/* Below and above all of them. */
+	/* Below and above all of them, if 2M are that much. */
 	set_cmd(vcpu, WRITE, GPA(31), 1);
 	assert_userfault_exit(vcpu, GPA(31), WRITE);
-	vcpu_userfault_resolve(vcpu, UF_GPA - 32 * psz, 128 * psz);
+	if (nr_max >= 128)
+		vcpu_userfault_resolve(vcpu, UF_GPA - 32 * psz, 128 * psz);
+	else
+		vcpu_userfault_resolve(vcpu, UF_GPA, nr_max * psz);
 	assert_done(vcpu, 1);
 	vm_userfault_get(vm, UF_GPA, 32 * psz, &bitmap);
 	TEST_ASSERT_EQ(bitmap, 0);
@@ -915,8 +919,8 @@ enum hostile_phase {
 };
 
 /* A good range, a place where it would be bad, and a size with which it would be. */
-#define HOSTILE_FIRST	400
-#define HOSTILE_NR	256
+#define HOSTILE_FIRST	(HOSTILE_PAGE - HOSTILE_NR / 2)
+#define HOSTILE_NR	min_t(u64, 256, SZ_2M / psz)
 #define HOSTILE_BAD_GPA	GPA(0)
 #define HOSTILE_BAD_NR	(ALL_PAGES - HOSTILE_FIRST)
 #define HOSTILE_REFUSED	50

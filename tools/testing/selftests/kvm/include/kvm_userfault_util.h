@@ -26,7 +26,7 @@
 
 /*
  * KVM_ONE_VCPU_TEST() for what may need more than the harness's 30 seconds: the
- * kernel clears pages of 1G, which takes its time if the CPU is emulated.
+ * kernel clears pages of 1G, or of 512M, which takes its time if the CPU is emulated.
  */
 #define KVM_ONE_VCPU_TEST_1G(suite, test, guestcode)			\
 static void __suite##_##test(struct kvm_vcpu *vcpu);			\
