@@ -468,11 +468,11 @@ static void drain_tty(void)
 }
 
 /*
- * Keep a VM for as long as this one lives. Without it each test that comes and goes has the kernel
- * patch its scheduler (preempt_notifier_key), while another CPU may just be translating the code in
- * question: QEMU 7.2 would keep the translation of what was there before. Then a vCPU is scheduled in
- * and KVM does not hear of it. On arm64 a vCPU that ran was none to KVM once, and nothing else is
- * known that explains it.
+ * Keep a VM for as long as this one lives. Without it each test that comes and goes has the
+ * kernel patch its scheduler (preempt_notifier_key), while another CPU may just be translating the
+ * code in question: QEMU 7.2 would keep the translation of what was there before. Then a vCPU is
+ * scheduled in and KVM does not hear of it. On arm64 a vCPU that ran was none to KVM once, and
+ * nothing else is known that explains it.
  */
 static void keep_a_vm(void)
 {
