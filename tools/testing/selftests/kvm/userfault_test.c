@@ -693,7 +693,7 @@ KVM_ONE_VCPU_TEST(userfault, enoent, guest_ops)
 KVM_ONE_VCPU_TEST(userfault, enoent_far, guest_ops)
 {
 	struct kvm_vm *vm = vcpu->vm;
-	const u64 size = BIG_GPA + BIG_SIZE - GPA(400);
+	const u64 size = BIG_GPA + SZ_4G - GPA(400);
 	u64 *bitmap = alloc_mem(size / psz / 8 / psz + 1);
 	struct bad_range t = {
 		.err = ENOENT,
@@ -705,7 +705,7 @@ KVM_ONE_VCPU_TEST(userfault, enoent_far, guest_ops)
 	};
 
 	create_layout(vm);
-	add_slot(vm, UF_SLOT + 4, 0, BIG_GPA + BIG_SIZE - psz, 1);
+	add_slot(vm, UF_SLOT + 4, 0, BIG_GPA + SZ_4G - psz, 1);
 
 	t.name = "slot without the flag, far away";
 	assert_refused(vm, true, &t);

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "kvm_util.h"
+#include "processor.h"
 #include "test_util.h"
 #include "ucall_common.h"
 
