@@ -856,6 +856,13 @@ static void test_slot_flags(struct kvm_vm *vm)
 	set_slot(vm, UF_SLOT, uf, UF_GPA, 100, hva);
 	TEST_ASSERT_EQ(count_armed(vm, UF_GPA, 100), 99);
 	set_slot(vm, UF_SLOT, uf | KVM_MEM_LOG_DIRTY_PAGES, UF_GPA, 100, hva);
+
+	/* Its state was not freed by that: another memslot does not get it. */
+	set_slot(vm, UF_SLOT + 1, uf, GPA(1000), 100, hva);
+	TEST_ASSERT_EQ(count_armed(vm, GPA(1000), 100), 0);
+	TEST_ASSERT_EQ(count_armed(vm, UF_GPA, 100), 99);
+	set_slot(vm, UF_SLOT + 1, 0, GPA(1000), 0, NULL);
+
 	set_slot(vm, UF_SLOT, uf, UF_GPA, 100, hva);
 	TEST_ASSERT_EQ(count_armed(vm, UF_GPA, 100), 99);
 	TEST_ASSERT_EQ(__set_slot(vm, UF_SLOT, uf | armed, UF_GPA, 100, hva), EINVAL);
