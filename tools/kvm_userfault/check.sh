@@ -88,14 +88,21 @@ to_results()
 	cat "$tmp/results" >>"$results"
 }
 
-# Say how each program ended, while $tmp/watch is there and this script lives.
+# watch_report SECONDS: say how each program ended, while $tmp/watch is there and this script lives.
+# End a VM that has said nothing for that long: init would have, if the kernel were well.
 watch_report()
 {
+	patience=$1
 	watched=0
 	last_look=
 	while [ -z "$last_look" ]; do
 		sleep 0.5 >/dev/null 2>&1
 		[ -e "$tmp/watch" ] && kill -0 $$ 2>/dev/null || last_look=yes
+		if [ $(($(date +%s) - $(stat -c %Y "$tmp/report"))) -gt "$patience" ] && [ -s "$tmp/pid" ]; then
+			say "  $flavour: the VM has hung" "$patience s without a word"
+			kill -KILL "$(cat "$tmp/pid")" 2>/dev/null || :
+			rm -f "$tmp/pid"
+		fi
 		{ grep '^E ' "$tmp/report" || :; } | tail -n +$((watched + 1)) >"$tmp/ended"
 		while read -r _ name seconds how; do
 			watched=$((watched + 1))
@@ -154,7 +161,7 @@ run_group()
 		say "$label" "$(wc -l <"$list") programs"
 		: >"$tmp/report"
 		: >"$tmp/watch"
-		watch_report &
+		watch_report "$(awk '{ if ($2 > most) most = $2 } END { print most + 60 }' "$list")" &
 		status=0
 		(APPEND="$2 ${APPEND:-}"; boot "$tmp" $((total + boot_seconds)) -pidfile "$tmp/pid" </dev/null) || status=$?
 		rm "$tmp/watch"
