@@ -109,7 +109,10 @@ boot()
 		*)	qemu="$qemu -cpu EPYC,+svm,+npt" ;;
 		esac
 		# Counting instructions (make bench), the clock is another.
-		[ "$accel" != tcg,thread=multi ] || append="$(tsc_rate) $append"
+		case "$accel ${QEMU_ARGS:-}" in
+		kvm*|*-icount*) ;;
+		*)	append="$(tsc_rate) $append" ;;
+		esac
 		append="console=ttyS0 reboot=t tsc=reliable no_timer_check $append" ;;
 	arm64)
 		qemu="qemu-system-aarch64 -M virt,virtualization=on,gic-version=3,mte=on"
