@@ -25,7 +25,6 @@ clean_up()
 trap clean_up EXIT
 trap 'exit 130' INT TERM
 begin=$(now)
-huge=/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages
 pages=${PAGES:-4096}
 all_vcpus=${VCPUS:-1 2 4 8 16}
 kernels=" ${KERNELS:-off lockstat} "
@@ -40,7 +39,6 @@ MEM=${MEM:-4G}
 main_list()
 {
 	echo "clear huge=520 clear"
-	echo "memory - memory"
 	echo "poison huge=520 poison"
 	off_list
 	for vcpus in $all_vcpus; do
@@ -77,12 +75,10 @@ round()
 	[ "$2" = 1 ] ||
 		sed '1!G; h; $!d' "$dir/list" | sed '/ \(fetch\|off\|poison\)/s/$/ -r/' >"$dir/reversed"
 	[ "$2" = 1 ] || mv "$dir/reversed" "$dir/list"
-	job list >"$dir/job"
-	while read -r name settings args; do
-		settings=$(echo "$settings" | sed "s|^-$||; s|^huge=|$huge=|")
-		# shellcheck disable=SC2086
-		job_program "$name" 3600 "$out/selftests" "$settings" ./userfault_bench $args >>"$dir/job"
-	done <"$dir/list"
+	sed 's|^\([^ ]*\) \([^ ]*\)|\1 3600 \2 ./userfault_bench|' "$dir/list" >"$dir/programs"
+	# Last, for with a cgroup there allocations take longer.
+	[ "$1" != main ] || echo "memory 3600 - ./userfault_bench memory" >>"$dir/programs"
+	job_of "$dir/programs" >"$dir/job"
 	: >"$dir/report"
 	kernel=$build/$arch${3:+-$3}/kernel/$image
 	boot "$dir" "" -pidfile "$dir/pid" </dev/null &
@@ -152,7 +148,7 @@ build_init
 ACCEL=tcg,thread=single
 SMP=1
 QEMU_ARGS="-icount shift=0,sleep=off"
-say "instructions: two VMs" "$(main_list | wc -l) programs each"
+say "instructions: two VMs" "$(($(main_list | wc -l) + 1)) programs each"
 round main 1 ""
 round main 2 ""
 watch_group main
