@@ -45,18 +45,20 @@ set_arch()
 	[ "$(uname -m)" != aarch64 ] || [ "$arch" != arm64 ] || cross=
 	flavour=$arch${variant:+-$variant}
 	out=$build/$flavour
+	selftests=$build/$arch/selftests
 	kernel=$out/kernel/$image
 	cc=${ccache}${cross}gcc
 	export ARCH="$arch"
 }
 
-# What one clone has compiled serves every other: no option may make the result depend on where it is.
-export CCACHE_BASEDIR="$build" CCACHE_NOHASHDIR=1 CCACHE_IGNOREOPTIONS='-fmacro-prefix-map=*'
+# What one clone has compiled serves every other: no option may make the result depend on where it is. To
+# preprocess what the compiler will preprocess once more takes a quarter of the time: go by what it depends on.
+export CCACHE_BASEDIR="$build" CCACHE_NOHASHDIR=1 CCACHE_IGNOREOPTIONS='-fmacro-prefix-map=*' CCACHE_DEPEND=1
 ccache=
 ! command -v ccache >/dev/null || ccache="ccache "
 hostcc=${ccache}gcc
 set_arch "${ARCH:-x86_64}"
-export karch image cross cc hostcc out logs jobs
+export karch image cross cc hostcc out selftests logs jobs
 
 # git on the base kernel: HEAD is the pristine base, the index the overlay as it was
 # last laid, and the work tree what is being edited.

@@ -8,7 +8,7 @@ start=$(now)
 echo
 echo "Booting Linux $(cat "$out/kernel/include/config/kernel.release") with our KVM in QEMU ..."
 status=0
-TIMEOUT=${TIMEOUT:-600} "$here/vm.sh" "$out/selftests/userfault_demo" </dev/null || status=$?
+TIMEOUT=${TIMEOUT:-600} "$here/vm.sh" "$selftests/userfault_demo" </dev/null || status=$?
 echo
 if [ "$status" -eq 0 ]; then
 	say "demand-page a guest" "$(since "$start")"

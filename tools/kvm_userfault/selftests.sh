@@ -7,7 +7,7 @@
 lock_build
 [ -e "$out/kernel/usr/include/linux/kvm.h" ] || die "no kernel headers in $out/kernel: run make kernel"
 log=$logs/selftests-$flavour.log
-o=$out/selftests
+o=$selftests
 mkdir -p "$o/tools"
 export KHDR_INCLUDES="-isystem $out/kernel/usr/include"
 
