@@ -30,14 +30,11 @@ trap 'exit 130' INT TERM
 begin=$(now)
 tests=${LIST:-$here/tests.list}
 
-# Huge pages, where a test needs some, are of the size of blocks. Large ones must do with few, and
-# with tests that are skipped for want of others.
-huge_kb=2048 huge_count='\1' may_skip=
+# Where there is little room for huge pages, tests are skipped for want of some.
+may_skip=
 case $variant in
-16k)	huge_kb=32768 huge_count=8 may_skip=yes ;;
-64k)	huge_kb=524288 huge_count=5 may_skip=yes MEM=${MEM:-8G} ;;
+16k|64k)	may_skip=yes ;;
 esac
-huge=/sys/kernel/mm/hugepages/hugepages-${huge_kb}kB/nr_hugepages=$huge_count
 
 result()
 {
@@ -150,14 +147,8 @@ run_group()
 	label=$1
 	list=$3
 	while [ -s "$list" ]; do
-		job list >"$tmp/job"
-		total=0
-		while read -r name seconds settings command; do
-			settings=$(echo "$settings" | sed "s|^-$||; s|^huge=\([0-9]*\)|$huge|; s|,huge=\([0-9]*\)|,$huge|; s|,| |g")
-			total=$((total + seconds))
-			# shellcheck disable=SC2086
-			job_program "$name" "$seconds" "$out/selftests" "$settings" $command >>"$tmp/job"
-		done <"$list"
+		job_of "$list" >"$tmp/job"
+		total=$(awk '{ total += $2 } END { print total }' "$list")
 		say "$label" "$(wc -l <"$list") programs"
 		: >"$tmp/report"
 		: >"$tmp/watch"
@@ -241,29 +232,25 @@ listed()
 # The tests of tests.list, one boot for all that have the same kernel parameters.
 vm_tests()
 {
-	rm -f "$logs/$flavour/races.log"
 	listed "$arch" "$@" >"$tmp/tests"
 	awk '!seen[$4]++ { print $4 }' "$tmp/tests" >"$tmp/groups"
 	while read -r parameters <&3; do
 		awk -v p="$parameters" '$4 == p { $1 = $4 = ""; print }' "$tmp/tests" >"$tmp/list"
 		if [ "$parameters" = - ]; then
-			boot_name=boot
+			boot_name=$boot
 			run_group_twice "VM $flavour" "" "$tmp/list"
 		else
-			boot_name=boot.$(echo "$parameters" | tr -c 'A-Za-z0-9\n' _)
+			boot_name=$boot.$(echo "$parameters" | tr -c 'A-Za-z0-9\n' _)
 			run_group_twice "VM $flavour, $parameters" "$(echo "$parameters" | tr , ' ')" "$tmp/list"
 		fi
 	done 3<"$tmp/groups"
-	if [ -e "$logs/$flavour/races.log" ]; then
-		say "data races of upstream's functions alone" "see $logs/$flavour/*.log"
-		sed 's/.*data-race in /  /' "$logs/$flavour/races.log" | sort | uniq -c
-	fi
 }
 
-# vm_stream DIR NAME...: run the tests with files of their own in DIR.
+# vm_stream DIR NAME...: run the tests with files of their own in DIR, whose suffix tells logs apart.
 vm_stream()
 {
 	tmp=$1
+	boot=boot.${1##*.}
 	results=$tmp/results.all
 	shift
 	mkdir "$tmp"
@@ -272,16 +259,25 @@ vm_stream()
 	: >"$tmp/ended"
 }
 
-# build_and_start VARIANT ARCH NAME...: build that kernel, and run the tests in the background.
+# build_and_start VARIANT ARCH NR NAME...: build that kernel, and run the tests in the background, in NR VMs at
+# a time.
 build_and_start()
 {
 	variant=$1
 	set_arch "$2"
-	shift 2
+	nr=$3
+	shift 3
 	check "$flavour/kernel" env VARIANT="$variant" "$here/kernel.sh" &&
 		check "$flavour/selftests" env VARIANT="$variant" "$here/selftests.sh" || return 0
-	streams="$streams $flavour"
-	vm_stream "$tmp/$flavour" "$@" &
+	rm -f "$logs/$flavour/races.log"
+	prepare_boots
+	for part in $(seq "$nr"); do
+		names=$(listed "$arch" "$@" | awk -v nr="$nr" -v part="$part" 'NR % nr + 1 == part { print $2 }')
+		[ -n "$names" ] || continue
+		streams="$streams $flavour.$part"
+		# shellcheck disable=SC2086
+		vm_stream "$tmp/$flavour.$part" $names &
+	done
 }
 
 # check.tap from the results.
@@ -320,20 +316,27 @@ fi
 streams=
 kind=$variant
 for arch in $archs; do
-	build_and_start "$kind" "$arch" "$@"
+	# Nothing else runs beside what is built last.
+	nr=1
+	[ $# -gt 0 ] || [ "$arch" != "${archs##* }" ] || nr=2
+	build_and_start "$kind" "$arch" "$nr" "$@"
 	[ $# -gt 0 ] || check "$flavour/warnings" "$here/lint.sh" warnings || :
+	case "$# $kind $arch" in
+	"0  x86_64")
+		# shellcheck disable=SC2046
+		build_and_start debug x86_64 1 $(debug_tests) ;;
+	esac
 done
-case "$# $kind $archs" in
-"0  "*x86_64*)
-	# shellcheck disable=SC2046
-	build_and_start debug x86_64 $(debug_tests) ;;
-esac
 wait
-for flavour in $streams; do
-	cat "$tmp/$flavour/results.all" >>"$results"
-	[ -e "$tmp/$flavour/ended" ] || result fail "$flavour/vm" "the run of its tests broke off"
-	[ ! -e "$tmp/$flavour/twice" ] || cat "$tmp/$flavour/twice" >>"$tmp/twice"
+for stream in $streams; do
+	cat "$tmp/$stream/results.all" >>"$results"
+	[ -e "$tmp/$stream/ended" ] || result fail "$stream/vm" "the run of its tests broke off"
+	[ ! -e "$tmp/$stream/twice" ] || cat "$tmp/$stream/twice" >>"$tmp/twice"
 done
+if [ "$kind" = kcsan ] && [ -e "$logs/$flavour/races.log" ]; then
+	say "data races of upstream's functions alone" "see $logs/$flavour/*.log"
+	sed 's/.*data-race in /  /' "$logs/$flavour/races.log" | sort | uniq -c
+fi
 
 write_tap
 passed=$(grep -c '^pass' "$results") || :

@@ -132,20 +132,38 @@ lint_make()
 		CHECK="sparse -D__typeof_unqual__=__typeof__" "$@"
 }
 
+# The objects of KVM that have lines of ours, as its Makefile calls them.
+our_objects()
+{
+	{
+		overlay_patched
+		overlay_whole
+	} | sed -n "s|^\(arch/$karch/kvm/.*\)\.c\$|\1.o|p; s|^virt/kvm/\(.*\)\.c\$|arch/$karch/kvm/../../../virt/kvm/\1.o|p"
+}
+
+# What the kernel's build has prepared need not be done again.
+prepare_lint()
+{
+	cmp -s "$out/kernel/.config" "$o/.config" && return
+	mkdir -p "$o"
+	rsync -a --delete --include='/scripts/***' --include='/tools/***' --exclude='*.o' --exclude='vmlinux*' \
+		"$out/kernel/" "$o/"
+	lint_make -j"$jobs" prepare || die "cannot prepare $o"
+}
+
 # gcc's further warnings and sparse's, on KVM; only lines of ours count. Both speak only when they
 # compile: after a run without complaints what is unchanged stays, after any other all goes.
 lint_warnings()
 {
 	lock_build
 	o=$out/lint
-	mkdir -p "$o"
-	cmp -s "$out/kernel/.config" "$o/.config" || cp "$out/kernel/.config" "$o/.config"
-	lint_make -j"$jobs" olddefconfig prepare || die "cannot prepare $o"
+	prepare_lint
 	if [ ! -e "$o/clean" ]; then
 		find "$o/arch/$karch/kvm" "$o/virt/kvm" -name '*.o' -delete 2>/dev/null || :
 	fi
 	rm -f "$o/clean"
-	lint_make -k -j"$jobs" W=1 C=1 "arch/$karch/kvm/" >"$tmp/all" 2>&1 || bad=1
+	# shellcheck disable=SC2046
+	lint_make -k -j"$jobs" W=1 C=1 $(our_objects) >"$tmp/all" 2>&1 || bad=1
 	our_lines >"$tmp/ours"
 	sed -E "s|^($tree/\|(\.\./)+tree/)||; :up; s|[^/]+/\.\./||; t up" "$tmp/all" >"$tmp/warnings"
 	awk 'NR == FNR { ours[$1] = 1; next }

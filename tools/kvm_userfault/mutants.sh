@@ -13,7 +13,6 @@ export BUILD
 
 mutants=${LIST:-$here/mutants.list}
 tests=$here/tests.list
-huge=/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages
 mkdir -p "$logs"
 exec 8>"$build/mutants.lock"
 flock -n 8 || die "$build is in use by another run"
@@ -125,15 +124,9 @@ run_tests()
 	sort -u | programs >"$tmp/programs"
 	awk '!seen[$4]++ { print $4 }' "$tmp/programs" >"$tmp/boots"
 	while read -r parameters <&3; do
-		job list >"$tmp/job"
-		total=$boot_seconds
-		awk -v p="$parameters" '$4 == p' "$tmp/programs" >"$tmp/group"
-		while read -r _ program seconds _ settings command; do
-			settings=$(echo "$settings" | sed "s|^-$||; s|^huge=|$huge=|; s|,huge=|,$huge=|; s|,| |g")
-			total=$((total + seconds))
-			# shellcheck disable=SC2086
-			job_program "$program" "$seconds" "$out/selftests" "$settings" $command >>"$tmp/job"
-		done <"$tmp/group"
+		awk -v p="$parameters" '$4 == p { $1 = $4 = ""; print }' "$tmp/programs" >"$tmp/group"
+		job_of "$tmp/group" >"$tmp/job"
+		total=$(awk -v boot="$boot_seconds" '{ boot += $2 } END { print boot }' "$tmp/group")
 		(
 			[ "$parameters" = - ] || APPEND="$(echo "$parameters" | tr , ' ') ${APPEND:-}"
 			boot "$tmp" "$total" </dev/null

@@ -4,6 +4,26 @@
 
 boot_seconds=${BOOT_SECONDS:-120}
 
+# Huge pages, where a program needs some, are of the size of blocks. Large ones must do with few.
+huge_kb=2048 huge_count='\1'
+case $variant in
+16k)	huge_kb=32768 huge_count=8 ;;
+64k)	huge_kb=524288 huge_count=5 MEM=${MEM:-8G} ;;
+esac
+huge=/sys/kernel/mm/hugepages/hugepages-${huge_kb}kB/nr_hugepages=$huge_count
+
+# job_of LIST >JOB: a job of the list's programs, lines of NAME TIMEOUT SETTING,... COMMAND [ARG...].
+job_of()
+(
+	job list
+	while read -r name seconds settings command; do
+		settings=$(echo "$settings" |
+			sed "s|^-$||; s|^huge=\([0-9]*\)|$huge|; s|,huge=\([0-9]*\)|,$huge|; s|,| |g")
+		# shellcheck disable=SC2086
+		job_program "$name" "$seconds" "$selftests" "$settings" $command
+	done <"$1"
+)
+
 # job HOW >JOB begins a job; the programs follow.
 job()
 {
@@ -81,6 +101,14 @@ tsc_rate()
 		mv "$out/tsc_khz.new" "$out/tsc_khz"
 	fi
 	echo "tsc_early_khz=$("$out/tsc_khz")"
+}
+
+# What the first boot makes: to be called before several boot at the same time.
+prepare_boots()
+{
+	build_init
+	accelerator >/dev/null
+	[ "$arch" != x86_64 ] || tsc_rate >/dev/null
 }
 
 # boot DIR SECONDS [QEMU-ARG...]: run DIR/job in a VM until it is done or SECONDS have passed
