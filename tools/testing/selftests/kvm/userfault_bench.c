@@ -48,10 +48,12 @@
  */
 #include <fcntl.h>
 #include <getopt.h>
+#include <limits.h>
 #include <linux/futex.h>
 #include <linux/sizes.h>
 #include <linux/userfaultfd.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
