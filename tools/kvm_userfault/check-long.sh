@@ -3,7 +3,7 @@
 # Run what is random for long, on kernels with slow checks: all userfault tests once, and stress,
 # model and fuzz for MINUTES= (60) in all. KERNELS=, by default "debug", may have "kcsan" as well.
 # A seed that something fails with is in its log.
-# Results as of check.sh, in build/check-long.KERNEL.tap.
+# Results as of check.sh, in build/check-long.ARCH-KERNEL.tap.
 
 . "$(dirname "$0")/lib.sh"
 
@@ -51,10 +51,9 @@ for kernel_kind in ${KERNELS:-debug}; do
 	esac
 	say "$(date -u '+%F %H:%M')" "make check-long MINUTES=$minutes KERNELS=$kernel_kind ARCH=$arch"
 	# shellcheck disable=SC2046
-	DEBUG=$DEBUG ARCHS=$arch LIST=$list ONCE=1 "$here/check.sh" \
+	DEBUG=$DEBUG ARCHS=$arch LIST=$list TAP=$build/check-long.$arch-$kernel_kind.tap ONCE=1 "$here/check.sh" \
 		$(awk -v arch="$arch" -v kernel="$kernel_kind" '
 			{ sub(/\+debug$/, "", $1); sub("-" kernel "$", "", $1) }
 			$1 == "all" || $1 == arch { print $2 }' "$list") || bad=1
-	mv "$build/check.tap" "$build/check-long.$kernel_kind.tap"
 done
 exit "$bad"

@@ -3,7 +3,8 @@
 # Run everything that must pass: the overlay's form, unit tests, builds, and the tests in VMs, for
 # ARCHS (by default what ARCH says, without that both architectures). Writes build/check.tap and
 # closes with the counts. Names of tests as arguments: only these. A program that fails in a VM is
-# run once more, unless ONCE=1. LIST= takes another list of tests. VARIANT= as for kernel.sh.
+# run once more, unless ONCE=1. LIST= takes another list of tests, TAP= another file for the results.
+# VARIANT= as for kernel.sh.
 #
 # The VMs of a kernel run as soon as it is built, while the next is being built: most tests wait more
 # than they compute. Without names, what tests.list says runs on x86_64's kernel of DEBUG=1, too.
@@ -29,6 +30,7 @@ trap clean_up EXIT
 trap 'exit 130' INT TERM
 begin=$(now)
 tests=${LIST:-$here/tests.list}
+tap=${TAP:-$build/check.tap}
 
 # Where there is little room for huge pages, tests are skipped for want of some.
 may_skip=
@@ -280,7 +282,7 @@ build_and_start()
 	done
 }
 
-# check.tap from the results.
+# TAP from the results.
 write_tap()
 {
 	mkdir -p "$build"
@@ -299,7 +301,7 @@ write_tap()
 			else
 				printf "ok %d %s\n", i, name
 		}
-	}' "$results" >"$build/check.tap"
+	}' "$results" >"$tap"
 }
 
 for name in "$@"; do
@@ -343,10 +345,10 @@ passed=$(grep -c '^pass' "$results") || :
 failed=$(grep -c '^fail' "$results") || :
 skipped=$(grep -c '^skip' "$results") || :
 echo
-grep '^not ok' "$build/check.tap" || :
+grep '^not ok' "$tap" || :
 if [ -s "$tmp/twice" ]; then
 	say "run twice, as they failed at first" "$(sort "$tmp/twice" | tr '\n' ' ')"
 fi
-say "results in $build/check.tap" "$(since "$begin")"
+say "results in $tap" "$(since "$begin")"
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]

@@ -16,5 +16,5 @@ if [ "${1:-}" = tree ]; then
 	fi
 	rm -rf "$tree" "$build/tree.new" "$build/base.git" "$build/base"
 fi
-rm -rf "$build/x86_64" "$build"/x86_64-* "$build/arm64" "$build"/arm64-* "$logs" "$build/check.tap" "$build/unit" "$build/style.passed" "$build/mutants"
+rm -rf "$build/x86_64" "$build"/x86_64-* "$build/arm64" "$build"/arm64-* "$logs" "$build"/check*.tap "$build/unit" "$build/style.passed" "$build/mutants" "$build/pristine"
 [ "${1:-}" != tree ] || rm -rf "$build"
