@@ -278,6 +278,7 @@ for mutant in $selected; do
 done
 "$here/kernel.sh"
 "$here/selftests.sh"
+host_cpu=$(one_host_cpu 0)
 start=$(now)
 baseline || die "these have to pass first"
 say "all tests of these mutants, without any" "$(since "$start")"

@@ -12,16 +12,19 @@ case $variant in
 esac
 huge=/sys/kernel/mm/hugepages/hugepages-${huge_kb}kB/nr_hugepages=$huge_count
 
-# job_of LIST >JOB: a job of the list's programs, lines of NAME TIMEOUT SETTING,... COMMAND [ARG...].
+# job_of LIST >JOB: a job of the list's programs, lines of NAME TIMEOUT SETTING,... COMMAND [ARG...]. %modes
+# stands for the guest modes that are enough for a test: on arm64 one for each size of pages.
 job_of()
 (
+	modes=
+	[ "$arch" != arm64 ] || modes="-m 6 -m 7 -m 8"
 	job list
-	while read -r name seconds settings command; do
+	sed "s/ %modes/${modes:+ $modes}/" "$1" | while read -r name seconds settings command; do
 		settings=$(echo "$settings" |
 			sed "s|^-$||; s|^huge=\([0-9]*\)|$huge|; s|,huge=\([0-9]*\)|,$huge|; s|,| |g")
 		# shellcheck disable=SC2086
 		job_program "$name" "$seconds" "$selftests" "$settings" $command
-	done <"$1"
+	done
 )
 
 # job HOW >JOB begins a job; the programs follow.
@@ -81,6 +84,17 @@ accelerator()
 	fi
 }
 
+# one_host_cpu N: the host's CPU for the Nth VM whose CPUs must not really run at the same time: on those that
+# QEMU emulates for x86, a guest is corrupted by that once in a while (README, "Status"). They are
+# preempted anywhere instead. Nothing where that does not happen, or ACCEL= says what to do.
+one_host_cpu()
+{
+	[ "$arch" = x86_64 ] && [ -z "${ACCEL:-}" ] && [ "$(accelerator)" = tcg ] || return 0
+	sed -n 's/^Cpus_allowed_list:\t//p' /proc/self/status | tr , '\n' | while IFS=- read -r first last; do
+		seq "$first" "${last:-$first}"
+	done | awk -v n="$1" '{ cpu[NR - 1] = $1 } END { print cpu[n % NR] }'
+}
+
 probe_kvm()
 {
 	probe=$(mktemp -d)
@@ -112,7 +126,7 @@ prepare_boots()
 }
 
 # boot DIR SECONDS [QEMU-ARG...]: run DIR/job in a VM until it is done or SECONDS have passed
-# ("": no limit). Leaves DIR/report, DIR/console.log and DIR/qemu.log.
+# ("": no limit), on $host_cpu only if that says one. Leaves DIR/report, DIR/console.log and DIR/qemu.log.
 boot()
 {
 	boot_dir=$1
@@ -128,6 +142,12 @@ boot()
 	# Not every data race is one of ours, see tap.awk.
 	panic_on_warn=1
 	[ "$variant" != kcsan ] || panic_on_warn=0
+	# To look for leaks takes the longer, the more memory there is.
+	mem=5G
+	case "$variant ${APPEND:-}" in
+	*hugepagesz=1G*) ;;
+	debug*)	mem=3G ;;
+	esac
 	append="panic=-1 panic_on_warn=$panic_on_warn oops=panic nmi_watchdog=0 softlockup_panic=0 ${APPEND:-}"
 	case $arch in
 	x86_64)
@@ -151,7 +171,7 @@ boot()
 		append="console=ttyAMA0 $append" ;;
 	esac
 	# shellcheck disable=SC2086
-	set -- $qemu -accel "$accel" -smp "${SMP:-2}" -m "${MEM:-5G}" -kernel "$kernel" \
+	set -- $qemu -accel "$accel" -smp "${SMP:-2}" -m "${MEM:-$mem}" -kernel "$kernel" \
 		-initrd "$boot_dir/initrd" -append "$append" \
 		-nodefaults -no-user-config -display none -no-reboot -serial "file:$boot_dir/console.log" \
 		-fsdev local,id=host,path=/,security_model=none,readonly=on,multidevs=remap \
@@ -159,6 +179,7 @@ boot()
 		-device virtio-serial-pci \
 		-chardev "file,id=report,path=$boot_dir/report" \
 		-device virtserialport,chardev=report,name=report "$@" ${QEMU_ARGS:-}
+	[ -z "${host_cpu:-}" ] || set -- taskset -c "$host_cpu" "$@"
 	[ -z "$boot_limit" ] || set -- timeout --foreground -k 5 "$boot_limit" "$@"
 	: >"$boot_dir/report"
 	"$@" 2>"$boot_dir/qemu.log"
