@@ -28,7 +28,6 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -256,30 +255,11 @@ static void report_kernel_log(void)
 	}
 }
 
-static void free_huge_pages(void)
-{
-	char path[PATH_MAX];
-	struct dirent *entry;
-	DIR *sizes;
-
-	sizes = opendir("/sys/kernel/mm/hugepages");
-	while (sizes && (entry = readdir(sizes))) {
-		if (entry->d_name[0] == '.')
-			continue;
-		snprintf(path, sizeof(path), "/sys/kernel/mm/hugepages/%s/nr_hugepages",
-			 entry->d_name);
-		write_file(path, "0");
-	}
-	if (sizes)
-		closedir(sizes);
-}
-
 /*
  * Have kmemleak, where the kernel has it, look for memory that nothing points to any more,
  * when all programs are through: the log of a program of that name is what it finds. It
  * looks twice, to tell such memory from what is just being moved around, and passes over
- * what is younger than 5 seconds. To look at all memory takes longer than many a test,
- * and most at the descriptors of huge pages, hence give these back.
+ * what is younger than 5 seconds. To look at all memory takes longer than many a test.
  */
 static void report_leaks(void)
 {
@@ -288,11 +268,12 @@ static void report_leaks(void)
 	size_t size = 0;
 	FILE *leaks;
 
+	if (strstr(read_file("/proc/cmdline"), "kmemleak=off"))
+		return;
 	leaks = fopen("/sys/kernel/debug/kmemleak", "r+e");
 	if (!leaks)
 		return;
 	fprintf(report, "S kmemleak\n");
-	free_huge_pages();
 	if (write(fileno(leaks), "scan", 4) < 0)
 		fprintf(report, "K unreferenced objects cannot be found: %s\n", strerror(errno));
 	while (seconds() < start + 5.1)

@@ -142,13 +142,14 @@ boot()
 	# Not every data race is one of ours, see tap.awk.
 	panic_on_warn=1
 	[ "$variant" != kcsan ] || panic_on_warn=0
-	# To look for leaks takes the longer, the more memory there is.
+	# To look for leaks takes the longer, the more memory there is; where huge pages of 1 GiB need much, a minute.
 	mem=5G
+	leaks=
 	case "$variant ${APPEND:-}" in
-	*hugepagesz=1G*) ;;
+	debug*hugepagesz=1G*) leaks=kmemleak=off ;;
 	debug*)	mem=3G ;;
 	esac
-	append="panic=-1 panic_on_warn=$panic_on_warn oops=panic nmi_watchdog=0 softlockup_panic=0 ${APPEND:-}"
+	append="panic=-1 panic_on_warn=$panic_on_warn oops=panic nmi_watchdog=0 softlockup_panic=0 $leaks ${APPEND:-}"
 	case $arch in
 	x86_64)
 		qemu="qemu-system-x86_64 -M q35"
