@@ -25,6 +25,9 @@ check-long: deps	## long random runs on the DEBUG=1 kernel. MINUTES=60 KERNELS="
 mutants: deps	## break the kernel in one place after the other: tests have to notice. MUTANTS="name..."
 	@$(TOOLS)/mutants.sh
 
+unused: deps	## compare the code of KVM without CONFIG_KVM_USERFAULT with that of the base (x86_64)
+	@$(TOOLS)/unused.sh
+
 bench: export NEED := bench
 bench: selftests	## count what a fetch costs, and its alternatives: build/bench.json, bench.svg. PAGES= VCPUS="1 2 4 8 16" KERNELS="off lockstat"
 	@for v in $(filter off lockstat,$(or $(KERNELS),off lockstat)); do VARIANT=$$v $(TOOLS)/kernel.sh || exit; done
@@ -54,4 +57,4 @@ clean:		## remove what has been built, keep the tree
 distclean:	## remove the build directory, with the tree
 	@$(TOOLS)/clean.sh tree
 
-.PHONY: help run check check-long mutants bench vm tree refresh kernel selftests deps clean distclean
+.PHONY: help run check check-long mutants unused bench vm tree refresh kernel selftests deps clean distclean

@@ -1,0 +1,126 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-only
+# Build KVM without CONFIG_KVM_USERFAULT, and compare its instructions with those of the base: but for the
+# functions below they must be the same. Only for x86_64 so far.
+
+. "$(dirname "$0")/lib.sh"
+. "$here/overlay.sh"
+
+# The functions that the overlay changes whether or not there are userfaults: where faults and memslots
+# have hooks, where requests are looked at, what splits and recovers huge pages now does so for a range.
+may_differ()
+{
+	cat <<-EOF
+	arch/x86/kvm/mmu/mmu.o kvm_handle_noslot_fault
+	arch/x86/kvm/mmu/mmu.o kvm_mmu_do_page_fault
+	arch/x86/kvm/mmu/mmu.o kvm_mmu_faultin_pfn
+	arch/x86/kvm/mmu/mmu.o kvm_mmu_map_userfault
+	arch/x86/kvm/mmu/mmu.o kvm_mmu_max_mapping_level
+	arch/x86/kvm/mmu/mmu.o kvm_mmu_recover_huge_pages
+	arch/x86/kvm/mmu/tdp_mmu.o kvm_tdp_mmu_recover_huge_pages
+	arch/x86/kvm/mmu/tdp_mmu.o kvm_tdp_mmu_try_split_huge_pages
+	arch/x86/kvm/mmu/tdp_mmu.o recover_huge_pages_range
+	arch/x86/kvm/mmu/tdp_mmu.o tdp_mmu_split_huge_page
+	arch/x86/kvm/mmu/tdp_mmu.o tdp_mmu_split_huge_pages_root
+	arch/x86/kvm/x86.o kvm_arch_commit_memory_region
+	arch/x86/kvm/x86.o kvm_arch_vcpu_ioctl_run
+	virt/kvm/guest_memfd.o kvm_gmem_get_pfn
+	virt/kvm/guest_memfd.o kvm_gmem_is_bound
+	virt/kvm/guest_memfd.o kvm_gmem_rebind
+	virt/kvm/kvm_main.o kvm_set_memory_region.part.0
+	virt/kvm/kvm_main.o kvm_set_memslot
+	EOF
+}
+
+# kmake TREE NAME ARGUMENT...
+kmake()
+{
+	src=$1 o=$out/unused/$2
+	shift 2
+	make -C "$src" O="$o" ARCH="$arch" CROSS_COMPILE="$cross" CC="$cc" HOSTCC="$hostcc" -s "$@"
+}
+
+configure()
+{
+	mkdir -p "$out/unused/$2"
+	cat "$here/config/kernel.config" "$here/config/$arch.config" >"$out/unused/$2/fragments"
+	kmake "$1" "$2" KCONFIG_ALLCONFIG="$out/unused/$2/fragments" allnoconfig
+}
+
+# struct_hunks FILE: of its patch, what adds fields that are there with and without userfaults.
+struct_hunks()
+{
+	awk '
+	/^@@/ { if (fields) printf "%s", hunk; hunk = ""; fields = 0; body = 1 }
+	!body { print; next }
+	{ hunk = hunk $0 "\n" }
+	/^\+\t} userfault;|^\+\tu64 userfault_/ { fields = 1 }
+	END { if (fields) printf "%s", hunk }' "$1.patch"
+}
+
+# The tree without the overlay, but with these fields: else the place of all that comes after them differs.
+pristine_tree()
+{
+	rm -rf "$build/pristine"
+	cp -al "$tree" "$build/pristine"
+	overlay_whole | sed "s|^|$build/pristine/|" | xargs rm -f
+	overlay_patched | while read -r file; do
+		rm "$build/pristine/$file"
+		base_git cat-file blob "HEAD:$file" >"$build/pristine/$file"
+		case $file in
+		*/kvm_host.h|*/kvm_types.h)
+			struct_hunks "$file" >"$out/unused/hunks"
+			! grep -q '^@@' "$out/unused/hunks" ||
+				patch -s -F0 -r - "$build/pristine/$file" "$out/unused/hunks" ;;
+		esac
+	done
+}
+
+# Kconfig looks here before it looks in the tree, as for VARIANT=off in kernel.sh.
+without()
+{
+	mkdir -p "$out/unused/off/arch/$karch/kvm"
+	sed '/select KVM_USERFAULT$/d' "$tree/arch/$karch/kvm/Kconfig" >"$out/unused/off/arch/$karch/kvm/Kconfig"
+	configure "$tree" off
+	! grep -q 'CONFIG_KVM_USERFAULT=y' "$out/unused/off/.config" || die "off: CONFIG_KVM_USERFAULT is set"
+	kmake "$tree" off -j"$jobs" "arch/$karch/kvm/"
+
+	pristine_tree
+	configure "$build/pristine" base
+	kmake "$build/pristine" base -j"$jobs" "arch/$karch/kvm/"
+}
+
+# instructions NAME: those of KVM, each after its function, with the symbols that they use; without what pads,
+# and the numbers of strings.
+instructions()
+{
+	(cd "$out/unused/$1" && find "arch/$karch/kvm" virt/kvm -name '*.o' ! -name '*.tmp.o') | sort |
+		while read -r object; do
+			"${cross}objdump" -dr --no-addresses --no-show-raw-insn "$out/unused/$1/$object" |
+				sed 's/\.LC[0-9]*/.LC/; s/\(R_[A-Z0-9_]*[ \t]*\.[a-z_.0-9]*\)[-+]0x[0-9a-f]*/\1/' |
+				awk -v object="$object" '
+					/^<.*>:$/ { name = substr($0, 2, length($0) - 3); next }
+					NF && name != "" && !/^\t(nop|data16|cs nop|xchg +%ax,%ax)/ {
+						print object " " name "\t" $0
+					}'
+		done | sort -s -t '	' -k 1,1
+}
+
+compare_with_base()
+{
+	for name in base off; do
+		instructions "$name" >"$out/unused/$name.instructions"
+	done
+	diff "$out/unused/base.instructions" "$out/unused/off.instructions" |
+		awk -F '\t' '/^[<>]/ { print substr($1, 3) }' | sort -u >"$out/unused/differ"
+	may_differ | sort >"$out/unused/may_differ"
+	say "functions of KVM that differ from the base" "$(wc -l <"$out/unused/differ"), see $out/unused/differ"
+	comm -23 "$out/unused/differ" "$out/unused/may_differ" >"$out/unused/unknown"
+	[ ! -s "$out/unused/unknown" ] || die "these may not differ: $(cat "$out/unused/unknown")"
+}
+
+[ "$arch" = x86_64 ] || die "ARCH=$arch: there is no list yet of what may differ"
+mkdir -p "$out/unused" "$logs"
+"$here/tree.sh"
+step "$arch, without CONFIG_KVM_USERFAULT, and the base" "$logs/unused-$arch.log" without
+compare_with_base
