@@ -5,8 +5,9 @@
  * Each memslot with KVM_MEM_USERFAULT has a bitmap with one bit per page.  The
  * bitmap is the only state there is: a page is armed, i.e. not to be mapped,
  * while its bit is 1.  Userspace arms and clears ranges with
- * KVM_SET_USERFAULT_RANGE; nothing else changes a bit.  See
- * Documentation/virt/kvm/userfault.rst for what it is good for.
+ * KVM_SET_USERFAULT_RANGE, clears what an exit reported by KVM_RUN, and can create
+ * the bitmap with all bits set.  See Documentation/virt/kvm/userfault.rst for what
+ * it is good for.
  *
  * Lock order: slots_lock -> mmu_lock; nothing is copied from or to userspace
  * with either held.
@@ -367,7 +368,7 @@ static int userfault_check_range(struct kvm *kvm,
 				 const struct kvm_userfault_range *range,
 				 u64 supported_flags, bool has_bitmap)
 {
-	u64 nr_pages = range->size >> PAGE_SHIFT;
+	u64 bitmap_size = DIV_ROUND_UP(range->size >> PAGE_SHIFT, BITS_PER_BYTE);
 
 	if (range->flags & ~supported_flags)
 		return -EINVAL;
@@ -385,11 +386,11 @@ static int userfault_check_range(struct kvm *kvm,
 		return -EINVAL;
 	if (range->bitmap != (unsigned long)range->bitmap)
 		return -EINVAL;
-	if (has_bitmap && !access_ok(userfault_bitmap_ptr(range),
-				     DIV_ROUND_UP(nr_pages, BITS_PER_BYTE)))
+	if (has_bitmap && (bitmap_size != (unsigned long)bitmap_size ||
+			   !access_ok(userfault_bitmap_ptr(range), bitmap_size)))
 		return -EINVAL;
 
-	if (range->as_mask & ~userfault_all_as(kvm))
+	if (range->as_mask & ~(u64)userfault_all_as(kvm))
 		return -EINVAL;
 
 	BUILD_BUG_ON(ARRAY_SIZE(range->reserved) != 2);
