@@ -32,21 +32,6 @@ may_differ()
 	EOF
 }
 
-# kmake TREE NAME ARGUMENT...
-kmake()
-{
-	src=$1 o=$out/unused/$2
-	shift 2
-	make -C "$src" O="$o" ARCH="$arch" CROSS_COMPILE="$cross" CC="$cc" HOSTCC="$hostcc" -s "$@"
-}
-
-configure()
-{
-	mkdir -p "$out/unused/$2"
-	cat "$here/config/kernel.config" "$here/config/$arch.config" >"$out/unused/$2/fragments"
-	kmake "$1" "$2" KCONFIG_ALLCONFIG="$out/unused/$2/fragments" allnoconfig
-}
-
 # struct_hunks FILE: of its patch, what adds fields that are there with and without userfaults.
 struct_hunks()
 {
@@ -76,27 +61,25 @@ pristine_tree()
 	done
 }
 
-# Kconfig looks here before it looks in the tree, as for VARIANT=off in kernel.sh.
-without()
+# The base, configured as the kernel without userfaults.
+build_base()
 {
-	mkdir -p "$out/unused/off/arch/$karch/kvm"
-	sed '/select KVM_USERFAULT$/d' "$tree/arch/$karch/kvm/Kconfig" >"$out/unused/off/arch/$karch/kvm/Kconfig"
-	configure "$tree" off
-	! grep -q 'CONFIG_KVM_USERFAULT=y' "$out/unused/off/.config" || die "off: CONFIG_KVM_USERFAULT is set"
-	kmake "$tree" off -j"$jobs" "arch/$karch/kvm/"
-
 	pristine_tree
-	configure "$build/pristine" base
-	kmake "$build/pristine" base -j"$jobs" "arch/$karch/kvm/"
+	mkdir -p "$base"
+	cp "$off/.config" "$base/.config"
+	for target in olddefconfig "arch/$karch/kvm/"; do
+		make -C "$build/pristine" O="$base" ARCH="$arch" CROSS_COMPILE="$cross" CC="$cc" HOSTCC="$hostcc" \
+			-j"$jobs" -s "$target" || return
+	done
 }
 
-# instructions NAME: those of KVM, each after its function, with the symbols that they use; without what pads,
+# instructions BUILD: those of KVM, each after its function, with the symbols that they use; without what pads,
 # and the numbers of strings.
 instructions()
 {
-	(cd "$out/unused/$1" && find "arch/$karch/kvm" virt/kvm -name '*.o' ! -name '*.tmp.o') | sort |
+	(cd "$1" && find "arch/$karch/kvm" virt/kvm -name '*.o' ! -name '*.tmp.o') | sort |
 		while read -r object; do
-			"${cross}objdump" -dr --no-addresses --no-show-raw-insn "$out/unused/$1/$object" |
+			"${cross}objdump" -dr --no-addresses --no-show-raw-insn "$1/$object" |
 				sed 's/\.LC[0-9]*/.LC/; s/\(R_[A-Z0-9_]*[ \t]*\.[a-z_.0-9]*\)[-+]0x[0-9a-f]*/\1/' |
 				awk -v object="$object" '
 					/^<.*>:$/ { name = substr($0, 2, length($0) - 3); next }
@@ -108,9 +91,8 @@ instructions()
 
 compare_with_base()
 {
-	for name in base off; do
-		instructions "$name" >"$out/unused/$name.instructions"
-	done
+	instructions "$base" >"$out/unused/base.instructions"
+	instructions "$off" >"$out/unused/off.instructions"
 	diff "$out/unused/base.instructions" "$out/unused/off.instructions" |
 		awk -F '\t' '/^[<>]/ { print substr($1, 3) }' | sort -u >"$out/unused/differ"
 	may_differ | sort >"$out/unused/may_differ"
@@ -120,7 +102,10 @@ compare_with_base()
 }
 
 [ "$arch" = x86_64 ] || die "ARCH=$arch: there is no list yet of what may differ"
+off=$build/$arch-off/kernel
+base=$out/unused/base
 mkdir -p "$out/unused" "$logs"
 "$here/tree.sh"
-step "$arch, without CONFIG_KVM_USERFAULT, and the base" "$logs/unused-$arch.log" without
+VARIANT=off "$here/kernel.sh"
+step "build KVM of the base" "$logs/unused-$arch.log" build_base
 compare_with_base
