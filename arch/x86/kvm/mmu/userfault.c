@@ -50,7 +50,7 @@ int kvm_arch_userfault_collapse(struct kvm *kvm, struct kvm_gfn_range *range)
 	gfn_t gfn;
 
 	/* Dirty logging wants small pages, guest_memfd does not have others. */
-	if (kvm_slot_dirty_track_enabled(slot) || kvm_slot_has_gmem(slot))
+	if (kvm_slot_dirty_track_enabled(slot) || kvm_memslot_is_gmem_only(slot))
 		return 0;
 
 	/* Leave mmu_lock alone for as long as a page of each block is armed. */
