@@ -787,6 +787,11 @@ static void guest_private(void)
 		GUEST_SYNC(READ_ONCE(*PTR(1)));
 }
 
+static const struct vm_shape sw_protected = {
+	.mode = VM_MODE_DEFAULT,
+	.type = KVM_X86_SW_PROTECTED_VM,
+};
+
 static bool has_private_memory(void)
 {
 	return kvm_check_cap(KVM_CAP_VM_TYPES) & BIT(KVM_X86_SW_PROTECTED_VM);
@@ -796,10 +801,6 @@ static bool has_private_memory(void)
 static struct kvm_vm *create_private_vm(struct kvm_vcpu **vcpu, void *guest_code,
 					u64 **hva)
 {
-	const struct vm_shape shape = {
-		.mode = VM_MODE_DEFAULT,
-		.type = KVM_X86_SW_PROTECTED_VM,
-	};
 	struct kvm_vm *vm;
 
 	/* It comes with the TDP MMU only. */
@@ -809,7 +810,7 @@ static struct kvm_vm *create_private_vm(struct kvm_vcpu **vcpu, void *guest_code
 	}
 	TEST_REQUIRE(has_private_memory());
 
-	vm = vm_create_shape_with_one_vcpu(shape, vcpu, guest_code);
+	vm = vm_create_shape_with_one_vcpu(sw_protected, vcpu, guest_code);
 	*hva = add_slot(vm, VM_MEM_SRC_ANONYMOUS, 8,
 			KVM_MEM_USERFAULT | KVM_MEM_GUEST_MEMFD);
 	vm_mem_set_private(vm, GPA(0), 4 * PAGE_SIZE);
@@ -866,10 +867,6 @@ KVM_ONE_VCPU_TEST(userfault_x86, private_memory, NULL)
 /* What is private, but has no guest_memfd, has no mapping that could be large. */
 KVM_ONE_VCPU_TEST(userfault_x86, private_collapse, NULL)
 {
-	const struct vm_shape shape = {
-		.mode = VM_MODE_DEFAULT,
-		.type = KVM_X86_SW_PROTECTED_VM,
-	};
 	struct kvm_vm *vm;
 	u64 *hva;
 
@@ -877,7 +874,7 @@ KVM_ONE_VCPU_TEST(userfault_x86, private_collapse, NULL)
 	if (!has_private_memory())
 		return;
 
-	vm = vm_create_shape_with_one_vcpu(shape, &vcpu, guest_read_page);
+	vm = vm_create_shape_with_one_vcpu(sw_protected, &vcpu, guest_read_page);
 	hva = add_slot(vm, VM_MEM_SRC_ANONYMOUS_THP, 512, KVM_MEM_USERFAULT);
 	arm_page(vm, GPA(5));
 	write_guest_global(vm, guest_page, 4);
@@ -894,6 +891,109 @@ KVM_ONE_VCPU_TEST(userfault_x86, private_collapse, NULL)
 	TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), 5);
 	TEST_ASSERT_EQ(vm_get_stat(vm, pages_2m), 1);
 	kvm_vm_free(vm);
+}
+
+/* Shared memory is as large as at userspace_addr, also where there is a guest_memfd. */
+KVM_ONE_VCPU_TEST(userfault_x86, shared_collapse, NULL)
+{
+	const u32 flags[] = { 0, KVM_MEM_GUEST_MEMFD };
+	struct kvm_vm *vm;
+	int i;
+
+	TEST_REQUIRE(thp_configured());
+	if (!has_private_memory())
+		return;
+
+	for (i = 0; i < ARRAY_SIZE(flags); i++) {
+		vm = vm_create_shape_with_one_vcpu(sw_protected, &vcpu, guest_read_page);
+		add_slot(vm, VM_MEM_SRC_ANONYMOUS_THP, 512, flags[i] | KVM_MEM_USERFAULT);
+		write_guest_global(vm, guest_page, 4);
+		TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), 0);
+		TEST_ASSERT_EQ(vm_get_stat(vm, pages_2m), 1);
+
+		arm_page(vm, GPA(5));
+		TEST_ASSERT_EQ(vm_get_stat(vm, pages_2m), 0);
+		TEST_ASSERT_EQ(vm_userfault_set(vm, UF_GPA, SZ_2M, KVM_USERFAULT_COLLAPSE,
+						NULL), 1);
+		TEST_ASSERT_EQ(vm_get_stat(vm, pages_2m), 1);
+
+		arm_page(vm, GPA(5));
+		TEST_ASSERT_EQ(vm_get_stat(vm, pages_2m), 0);
+		vm_mem_region_set_flags(vm, UF_SLOT, flags[i]);
+		TEST_ASSERT_EQ(vm_get_stat(vm, pages_2m), 1);
+		kvm_vm_free(vm);
+	}
+}
+
+/*
+ * The last page of a block is converted, and with it so much beyond that it takes
+ * its time: KVM unmaps the page, stores all attributes, then forbids large mappings.
+ * A collapse in between must not bring the page back.
+ */
+#define NR_CONVERTED	SZ_64K
+
+struct conversion {
+	struct kvm_vm *vm;
+	u64 ns;
+};
+
+static void *convert_last_page(void *arg)
+{
+	struct conversion *c = arg;
+	struct timespec start;
+
+	clock_gettime(CLOCK_MONOTONIC, &start);
+	vm_mem_set_private(c->vm, GPA(511), NR_CONVERTED * PAGE_SIZE);
+	c->ns = timespec_to_ns(timespec_elapsed(start));
+	return NULL;
+}
+
+KVM_ONE_VCPU_TEST(userfault_x86, private_collapse_race, NULL)
+{
+	struct kvm_run *run;
+	struct conversion c;
+	pthread_t thread;
+	u64 *hva;
+	int i, r;
+
+	TEST_REQUIRE(thp_configured());
+	if (!has_private_memory())
+		return;
+
+	c.vm = vm_create_shape_with_one_vcpu(sw_protected, &vcpu, guest_read_page);
+	hva = add_slot(c.vm, VM_MEM_SRC_ANONYMOUS_THP, 512, KVM_MEM_USERFAULT);
+	run = vcpu->run;
+
+	/* How long it takes, in the first round of nothing but that. */
+	convert_last_page(&c);
+	for (i = 0; i < 20; i++) {
+		vm_mem_set_shared(c.vm, GPA(511), NR_CONVERTED * PAGE_SIZE);
+
+		/* Without page 5, all of the block is mapped small, and none of it armed. */
+		hva[511 * 512] = i + 1;
+		write_guest_global(c.vm, guest_page, 511);
+		TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), i + 1);
+		arm_page(c.vm, GPA(5));
+		clear_page(c.vm, GPA(5));
+		TEST_ASSERT_EQ(vm_get_stat(c.vm, pages_2m), 0);
+
+		TEST_ASSERT(!pthread_create(&thread, NULL, convert_last_page, &c),
+			    "pthread_create() failed");
+		usleep(c.ns * i / 20 / 1000);
+		vm_userfault_set(c.vm, UF_GPA, SZ_2M, KVM_USERFAULT_COLLAPSE, NULL);
+		TEST_ASSERT(!pthread_join(thread, NULL), "pthread_join() failed");
+
+		TEST_ASSERT_EQ(vm_get_stat(c.vm, pages_2m), 0);
+		r = _vcpu_run(vcpu);
+		TEST_ASSERT(r == -1 && errno == EFAULT &&
+			    run->exit_reason == KVM_EXIT_MEMORY_FAULT &&
+			    run->memory_fault.gpa == GPA(511) &&
+			    run->memory_fault.flags == KVM_MEMORY_EXIT_FLAG_PRIVATE,
+			    "Round %d: wanted an exit for private memory, got %d errno %d reason %u",
+			    i, r, errno, run->exit_reason);
+	}
+
+	kvm_vm_free(c.vm);
 }
 
 struct converter {
