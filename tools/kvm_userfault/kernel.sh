@@ -58,5 +58,19 @@ else
 	check_config
 fi
 
+# To find that nothing is to be done make takes long, and links anew: look for files that are newer first.
+up_to_date()
+{
+	[ -e "$o/built" ] && [ -e "$o/$image" ] &&
+		newer=$(find -L "$tree" "$o/.config" "$here/kernel.sh" -path "$tree/Documentation" -prune -o \
+			-path "$tree/tools/testing" -prune -o -newer "$o/built" -print -quit) && [ -z "$newer" ]
+}
+
+if up_to_date; then
+	say "$flavour kernel" "is up to date"
+	exit
+fi
+touch "$o/built.new"
 step "build $flavour kernel" "$log" kmake -j"$jobs" "$(basename "$image")" headers
+mv "$o/built.new" "$o/built"
 ! grep -i 'warning:' "$log" || say "" "(warnings above; see $log)"
