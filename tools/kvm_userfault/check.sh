@@ -308,7 +308,7 @@ for name in "$@"; do
 done
 check host/tree "$here/tree.sh" || :
 if [ $# -eq 0 ]; then
-	for lint in patches spdx scripts style; do
+	for lint in patches spdx scripts mutants style; do
 		check "host/$lint" "$here/lint.sh" "$lint" || :
 	done
 	[ ! -e tools/testing/kvm_userfault/Makefile ] || unit_tests

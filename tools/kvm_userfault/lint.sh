@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-only
-# Check the form of what is ours: lint.sh patches|spdx|scripts|style|warnings.
+# Check the form of what is ours: lint.sh patches|spdx|scripts|mutants|style|warnings.
 
 . "$(dirname "$0")/lib.sh"
 . "$here/overlay.sh"
@@ -181,6 +181,7 @@ case $1 in
 patches)	lint_patches ;;
 spdx)		lint_spdx ;;
 scripts)	lint_scripts ;;
+mutants)	"$here/mutants.sh" apply || bad=1 ;;
 style)		lint_style ;;
 warnings)	lint_warnings ;;
 esac

@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # Show that the tests can fail: break the kernel as mutants.list says, one mutant after the other, and
 # see that the test fails which is there for it. In a tree and a build of its own, below build/mutants.
-# MUTANTS="name...": only these. LIST= takes another list.
+# MUTANTS="name...": only these. LIST= takes another list. With the argument "apply", only see that each still
+# finds what it breaks, for both architectures.
 
-BUILD=${BUILD:-$(cd "$(dirname "$0")/../.." && pwd)/build}/mutants
+[ "${1:-}" = apply ] || BUILD=${BUILD:-$(cd "$(dirname "$0")/../.." && pwd)/build}/mutants
 export BUILD
 
 . "$(dirname "$0")/lib.sh"
@@ -14,8 +15,10 @@ export BUILD
 mutants=${LIST:-$here/mutants.list}
 tests=$here/tests.list
 mkdir -p "$logs"
-exec 8>"$build/mutants.lock"
-flock -n 8 || die "$build is in use by another run"
+if [ "${1:-}" != apply ]; then
+	exec 8>"$build/mutants.lock"
+	flock -n 8 || die "$build is in use by another run"
+fi
 
 # The first line of a mutant: its name, architecture, file, tests, and how else they may end.
 head_of()
@@ -255,6 +258,15 @@ check_mutant()
 }
 
 tmp=$(mktemp -d)
+if [ "${1:-}" = apply ]; then
+	trap 'rm -rf "$tmp"' EXIT
+	bad=0
+	awk '/^[^#\t]/ { print $1, $3 }' "$mutants" >"$tmp/heads"
+	while read -r mutant file; do
+		(mutate "$file" "$mutant" "$tmp/mutant") || bad=1
+	done <"$tmp/heads"
+	exit "$bad"
+fi
 trap 'restore; rm -rf "$tmp"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
