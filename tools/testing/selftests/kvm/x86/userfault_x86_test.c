@@ -930,10 +930,11 @@ KVM_ONE_VCPU_TEST(userfault_x86, shared_collapse, NULL)
  * its time: KVM unmaps the page, stores all attributes, then forbids large mappings.
  * A collapse in between must not bring the page back.
  */
-#define NR_CONVERTED	SZ_64K
+#define CONVERSION_NS	(20 * 1000 * 1000)
 
 struct conversion {
 	struct kvm_vm *vm;
+	u64 size;
 	u64 ns;
 };
 
@@ -943,7 +944,7 @@ static void *convert_last_page(void *arg)
 	struct timespec start;
 
 	clock_gettime(CLOCK_MONOTONIC, &start);
-	vm_mem_set_private(c->vm, GPA(511), NR_CONVERTED * PAGE_SIZE);
+	vm_mem_set_private(c->vm, GPA(511), c->size);
 	c->ns = timespec_to_ns(timespec_elapsed(start));
 	return NULL;
 }
@@ -951,7 +952,7 @@ static void *convert_last_page(void *arg)
 KVM_ONE_VCPU_TEST(userfault_x86, private_collapse_race, NULL)
 {
 	struct kvm_run *run;
-	struct conversion c;
+	struct conversion c = { .size = SZ_1M };
 	pthread_t thread;
 	u64 *hva;
 	int i, r;
@@ -964,10 +965,13 @@ KVM_ONE_VCPU_TEST(userfault_x86, private_collapse_race, NULL)
 	hva = add_slot(c.vm, VM_MEM_SRC_ANONYMOUS_THP, 512, KVM_MEM_USERFAULT);
 	run = vcpu->run;
 
-	/* How long it takes, in the first round of nothing but that. */
-	convert_last_page(&c);
+	do {
+		c.size *= 2;
+		convert_last_page(&c);
+	} while (c.ns < CONVERSION_NS);
+
 	for (i = 0; i < 20; i++) {
-		vm_mem_set_shared(c.vm, GPA(511), NR_CONVERTED * PAGE_SIZE);
+		vm_mem_set_shared(c.vm, GPA(511), c.size);
 
 		/* Without page 5, all of the block is mapped small, and none of it armed. */
 		hva[511 * 512] = i + 1;
