@@ -29,7 +29,7 @@ x86_64	userfault_long_model_no_tdp_mmu	1  kvm.tdp_mmu=0 huge=64  ./userfault_mod
 
 # Ours of the short list, then these; what is bound by time may take three times as long.
 {
-	grep -E '^(all|x86_64|arm64)([-+]debug)? +userfault_' "$here/tests.list"
+	grep -E '^(all|x86_64|arm64)([-+]debug|-debug-long)? +userfault_' "$here/tests.list"
 	echo "$runs" | awk -v arch="$arch" -v seconds="$((minutes * 60))" '
 		$1 == "all" || $1 == arch { line[++n] = $0; sum += $3 }
 		END {
@@ -53,7 +53,7 @@ for kernel_kind in ${KERNELS:-debug}; do
 	# shellcheck disable=SC2046
 	DEBUG=$DEBUG ARCHS=$arch LIST=$list TAP=$build/check-long.$arch-$kernel_kind.tap ONCE=1 "$here/check.sh" \
 		$(awk -v arch="$arch" -v kernel="$kernel_kind" '
-			{ sub(/\+debug$/, "", $1); sub("-" kernel "$", "", $1) }
+			{ sub(/\+debug$/, "", $1); sub("-" kernel "(-long)?$", "", $1) }
 			$1 == "all" || $1 == arch { print $2 }' "$list") || bad=1
 done
 exit "$bad"

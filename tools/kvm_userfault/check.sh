@@ -223,7 +223,7 @@ listed()
 	listed_archs=" all $1 "
 	shift
 	sed 's/#.*//' "$tests" | awk -v archs="$listed_archs" -v variant="$variant" -v only=" $* " '
-		sub(/-debug$/, "", $1) && variant != "debug" { next }
+		sub(/-debug(-long)?$/, "", $1) && variant != "debug" { next }
 		{ sub(/\+debug$/, "", $1) }
 		NF && index(archs, " " $1 " ") && (only == "  " || index(only, " " $2 " "))'
 }
