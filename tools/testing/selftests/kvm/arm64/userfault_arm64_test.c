@@ -775,6 +775,47 @@ TEST(mte_block)
 	kvm_vm_free(vm);
 }
 
+/* Huge pages of HugeTLB have one flag for the tags of all pages, be one mapped or all. */
+TEST(mte_hugetlb)
+{
+	const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB;
+	const u64 npages = 4 * BLOCK;
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	void *hva;
+	u64 i;
+
+	__TEST_REQUIRE(has_mte(), "No MTE");
+	/* Blocks are larger than one can test with on hosts with larger pages. */
+	TEST_REQUIRE(psz == SZ_4K);
+	vm = create_mte_vm(&vcpu);
+
+	/* What is freed here is what is allocated next, and its tags stay what they are. */
+	hva = mmap(NULL, npages * psz, PROT_READ | PROT_WRITE | PROT_MTE, flags, -1, 0);
+	__TEST_REQUIRE(hva != MAP_FAILED, "No huge pages");
+	for (i = 0; i < npages * psz; i += 16)
+		asm volatile(".arch armv8.5-a+memtag\n"
+			     "stg %0, [%1]" : : "r" (5ul << 56), "r" (hva + i) : "memory");
+	kvm_munmap(hva, npages * psz);
+
+	hva = kvm_mmap(npages * psz, PROT_READ | PROT_WRITE, flags, -1);
+	memset(hva, 0, npages * psz);
+	vm_set_user_memory_region(vm, UF_SLOT, MEM_UF, UF_GPA, npages * psz, hva);
+	virt_map(vm, UF_GPA, UF_GPA, npages);
+
+	for (i = 0; i < npages; i += BLOCK) {
+		TEST_ASSERT_EQ(vm_userfault_arm(vm, GPA(i), psz), 1);
+		if (i / BLOCK % 2) {
+			copy_tags(vm, GPA(i + 1), 3);
+			assert_tags(vcpu, READ, i + 1, 1, 3);
+		} else {
+			assert_tags(vcpu, READ, i + 1, 1, 0);
+		}
+		assert_tags(vcpu, READ, i + 2, BLOCK - 2, 0);
+	}
+	kvm_vm_free(vm);
+}
+
 int main(int argc, char *argv[])
 {
 	TEST_REQUIRE_USERFAULT();
