@@ -125,18 +125,30 @@ int kvm_arch_userfault_split(struct kvm *kvm, struct kvm_gfn_range *range)
 /* Is the block of @gfn, of @size, mapped by smaller entries? */
 static bool stage2_mapped_smaller(struct kvm *kvm, gfn_t gfn, u64 size)
 {
-	struct kvm_pgtable *pgt = kvm->arch.mmu.pgt;
 	kvm_pte_t pte;
 
-	if (!pgt)
-		return false;
-
 	if (is_protected_kvm_enabled())
-		return pkvm_pgtable_stage2_mapped_smaller(pgt, ALIGN_DOWN(gfn_to_gpa(gfn), size),
+		return pkvm_pgtable_stage2_mapped_smaller(kvm->arch.mmu.pgt,
+							  ALIGN_DOWN(gfn_to_gpa(gfn), size),
 							  size);
 
 	/* An entry as large as the block: it is a mapping, or there is none at all. */
 	return stage2_entry_size(kvm, gfn, &pte) < size;
+}
+
+/*
+ * The largest block there is, of the table at which walks start: VMs of few IPA bits
+ * do without the tables above.
+ */
+static u64 stage2_max_block_size(struct kvm *kvm)
+{
+	if (!kvm->arch.mmu.pgt)
+		return 0;
+
+	if (is_protected_kvm_enabled())
+		return PMD_SIZE;
+
+	return kvm_granule_size(kvm->arch.mmu.pgt->start_level);
 }
 
 /* How large a mapping of @gfn its backing, its memslot and armed pages allow. */
@@ -146,10 +158,11 @@ static u64 stage2_max_mapping_size(struct kvm *kvm, const struct kvm_memory_slot
 	const u64 sizes[] = { PUD_SIZE, PMD_SIZE };
 	unsigned long hva = __gfn_to_hva_memslot(slot, gfn);
 	int backing = get_user_mapping_size(kvm, hva);
+	u64 max_size = stage2_max_block_size(kvm);
 	int i;
 
 	for (i = 0; i < ARRAY_SIZE(sizes); i++)
-		if (backing > 0 && backing >= sizes[i] &&
+		if (backing > 0 && backing >= sizes[i] && sizes[i] <= max_size &&
 		    fault_supports_stage2_huge_mapping(slot, hva, sizes[i]) &&
 		    !kvm_userfault_block_armed(slot, gfn, sizes[i] / PAGE_SIZE))
 			return sizes[i];

@@ -921,6 +921,50 @@ static u64 nr_dirty_logged(struct memory *m)
 	return in_place() ? m->npages - 1 : nr_stat(m, PAGES_4K);
 }
 
+#ifdef __aarch64__
+/* Stage 2 of few bits begins with the table of 2M blocks, though the backing has 1G. */
+TEST(collapse_few_ipa_bits)
+{
+	struct kvm_vm *vm = vm_create_barebones();
+	struct memory m = { .vm = vm, .gpa = UF_GPA, .npages = BLOCK_1G };
+	struct kvm_vcpu_init init;
+	struct kvm_vcpu *vcpu;
+	u32 *code;
+	int i;
+
+	kvm_vm_release(vm);
+	vm->type = KVM_VM_TYPE_ARM_IPA_SIZE(34);
+	kvm_vm_restart(vm);
+	vcpu = __vm_vcpu_add(vm, 0);
+	kvm_get_default_vcpu_target(vm, &init);
+	vcpu_ioctl(vcpu, KVM_ARM_VCPU_INIT, &init);
+
+	/* Without any stage 1, the guest writes to address 0 for ever, which is MMIO. */
+	code = alloc_backing(HUGETLB_1G, BLOCK_1G);
+	code[0] = 0xf900001f;
+	code[1] = 0x17ffffff;
+	__builtin___clear_cache((void *)code, (void *)&code[2]);
+	vm_set_user_memory_region(vm, UF_SLOT, MEM_UF, UF_GPA, BLOCK_1G * PSZ, code);
+	vcpu_set_reg(vcpu, ARM64_CORE_REG(regs.pc), UF_GPA);
+	vcpu_set_reg(vcpu, ARM64_CORE_REG(regs.regs[0]), 0);
+
+	/* Nothing can be larger than it is already. */
+	for (i = 0; i < 3; i++) {
+		vcpu_run(vcpu);
+		TEST_ASSERT_KVM_EXIT_REASON(vcpu, KVM_EXIT_MMIO);
+		TEST_ASSERT_EQ(collapse(&m, 0, BLOCK_1G), 0);
+		TEST_ASSERT_EQ(get_stat(vm, COLLAPSES), 0);
+	}
+
+	/* Small mappings are, wherever they are. */
+	TEST_ASSERT_EQ(vm_userfault_arm(vm, GPA(1), PSZ), 1);
+	vcpu_run(vcpu);
+	TEST_ASSERT_EQ(collapse(&m, 1, 1), 1);
+	TEST_ASSERT_EQ(get_stat(vm, COLLAPSES), 1);
+	kvm_vm_free(vm);
+}
+#endif
+
 KVM_ONE_VCPU_TEST(userfault_hugepage, collapse_dirty_log, guest_touch)
 {
 	unsigned long *dirty;
