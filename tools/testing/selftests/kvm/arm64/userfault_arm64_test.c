@@ -11,6 +11,7 @@
  *  - toggling the flag write-protects nothing in a slot that is dirty logged
  *  - permission faults that change the size of the mapping
  *  - memory of a device, which must not be split
+ *  - protected VMs, whose memory the host cannot reach, have no userfaults
  *  - MTE: tags that are stored before the clear are there after it, and no block
  *    brings tags that nobody has stored
  */
@@ -631,6 +632,35 @@ KVM_ONE_VCPU_TEST(userfault_arm64, device, guest_ops)
 /*
  * MTE
  */
+/* Only pKVM has them, any other host does not create them. */
+TEST(protected_vm)
+{
+	struct kvm_vm *vm = vm_create_barebones();
+	int fd = __kvm_ioctl(vm->kvm_fd, KVM_CREATE_VM, (void *)KVM_VM_TYPE_ARM_PROTECTED);
+	void *hva = alloc_aligned(1, PROT_READ | PROT_WRITE);
+
+	TEST_ASSERT(vm_check_cap(vm, KVM_CAP_USERFAULT), "No userfaults in other VMs");
+	if (fd < 0) {
+		TEST_ASSERT_EQ(errno, EINVAL);
+		pr_info("Not pKVM: there are no protected VMs\n");
+		kvm_vm_free(vm);
+		return;
+	}
+
+	kvm_close(fd);
+	kvm_vm_release(vm);
+	vm->type = KVM_VM_TYPE_ARM_PROTECTED;
+	kvm_vm_restart(vm);
+
+	TEST_ASSERT_EQ(vm_check_cap(vm, KVM_CAP_USERFAULT), 0);
+	TEST_ASSERT(__vm_set_user_memory_region(vm, UF_SLOT, MEM_UF, UF_GPA, psz, hva) == -1 &&
+		    errno == EINVAL, "KVM_MEM_USERFAULT did not fail as it should");
+	vm_set_user_memory_region(vm, UF_SLOT, 0, UF_GPA, psz, hva);
+	TEST_ASSERT_EQ(__vm_userfault_set(vm, UF_GPA, psz, KVM_USERFAULT_ARM, NULL), ENOENT);
+	TEST_ASSERT_EQ(vm_userfault_clear(vm, UF_GPA, psz), 0);
+	kvm_vm_free(vm);
+}
+
 static u64 guest_step;
 
 /* Touch the first page; then all tags, of the first granules of pages, or'ed. */
