@@ -1102,6 +1102,9 @@ static void add_memory(const char *backing)
 	} else {
 		src = parse_backing_src_type(backing);
 		huge = get_backing_src_pagesz(src) > psz;
+		__TEST_REQUIRE(get_backing_src_pagesz(src) <= block * psz,
+			       "Huge pages of %lu bytes are too many small ones",
+			       get_backing_src_pagesz(src));
 		nr_pages_a = 2 * block + (huge ? 0 : 37);
 		nr_pages = nr_pages_a + (huge ? block : 100);
 		size = nr_pages * psz;
