@@ -19,6 +19,7 @@ check: export ARCHS := $(or $(ARCHS),$(ARCH),x86_64 arm64)
 check: deps	## everything that must pass, on ARCHS="x86_64 arm64"; in the end "N passed, N failed, N skipped"
 	@$(TOOLS)/check.sh
 
+check-long: export NEED := long
 check-long: deps	## long random runs on the DEBUG=1 kernel. MINUTES=60 KERNELS="debug kcsan"
 	@$(TOOLS)/check-long.sh
 

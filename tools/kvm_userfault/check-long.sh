@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # Run what is random for long, on kernels with slow checks: all userfault tests once, and stress,
 # model and fuzz for MINUTES= (60) in all. KERNELS=, by default "debug", may have "kcsan" as well.
+# Before that, what Coccinelle has to say to the code.
 # A seed that something fails with is in its log.
 # Results as of check.sh, in build/check-long.ARCH-KERNEL.tap.
 
@@ -43,6 +44,10 @@ x86_64	userfault_long_model_no_tdp_mmu	1  kvm.tdp_mmu=0 huge=64  ./userfault_mod
 } >"$list"
 
 bad=0
+"$here/tree.sh"
+log=$logs/coccinelle-$arch.log
+try "coccinelle, KVM of $arch" "$log" "$here/lint.sh" coccinelle || bad=1
+cat "$log"
 for kernel_kind in ${KERNELS:-debug}; do
 	case $kernel_kind in
 	debug)	DEBUG=1 ;;

@@ -41,8 +41,12 @@ ${cross}gcc gcc${cross:+-aarch64-linux-gnu}"
 /usr/aarch64-linux-gnu/include/stdio.h libc6-dev-arm64-cross" ;;
 	esac
 done
-[ "${NEED:-}" != bench ] || needs="$needs
-gnuplot gnuplot-nox"
+case ${NEED:-} in
+bench)	needs="$needs
+gnuplot gnuplot-nox" ;;
+long)	needs="$needs
+spatch coccinelle" ;;
+esac
 
 missing=$(echo "$needs" | while read -r thing package; do
 	case $thing in

@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-only
-# Check the form of what is ours: lint.sh patches|spdx|scripts|mutants|style|warnings.
+# Check the form of what is ours: lint.sh patches|spdx|scripts|mutants|style|warnings|coccinelle.
 
 . "$(dirname "$0")/lib.sh"
 . "$here/overlay.sh"
@@ -125,6 +125,18 @@ our_lines()
 	}'
 }
 
+# complain_of_ours FILE: its lines, FILE:LINE:..., that are about lines of ours, as in $tmp/ours.
+complain_of_ours()
+{
+	awk 'NR == FNR { ours[$1] = 1; next }
+		{
+			split($1, at, ":")
+			if (at[1] in ours || (at[1] ":" at[2]) in ours)
+				print
+		}' "$tmp/ours" "$1" >"$tmp/log"
+	[ ! -s "$tmp/log" ] || complain "$(cat "$tmp/log")"
+}
+
 # Debian 12's sparse lacks a keyword of C23 that the kernel has come to use.
 lint_make()
 {
@@ -165,16 +177,30 @@ lint_warnings()
 	# shellcheck disable=SC2046
 	lint_make -k -j"$jobs" W=1 C=1 $(our_objects) >"$tmp/all" 2>&1 || bad=1
 	our_lines >"$tmp/ours"
-	sed -E "s|^($tree/\|(\.\./)+tree/)||; :up; s|[^/]+/\.\./||; t up" "$tmp/all" >"$tmp/warnings"
-	awk 'NR == FNR { ours[$1] = 1; next }
-		/: (warning|error|note):/ {
-			split($1, at, ":")
-			if (at[1] in ours || (at[1] ":" at[2]) in ours)
-				print
-		}' "$tmp/ours" "$tmp/warnings" >"$tmp/log"
 	[ "$bad" -eq 0 ] || cat "$tmp/all"
-	[ ! -s "$tmp/log" ] || complain "$(cat "$tmp/log")"
+	sed -E "s|^($tree/\|(\.\./)+tree/)||; :up; s|[^/]+/\.\./||; t up" "$tmp/all" |
+		grep -E ': (warning|error|note):' >"$tmp/warnings" || :
+	complain_of_ours "$tmp/warnings"
 	[ "$bad" -ne 0 ] || : >"$o/clean"
+}
+
+# What the kernel's scripts for Coccinelle find in KVM; only lines of ours count. Not those that need OCaml, nor
+# mini_lock.cocci: it does not know that a caller holds the lock, which is dropped and taken again on the way.
+lint_coccinelle()
+{
+	our_lines >"$tmp/ours"
+	files=$(sed 's/:[0-9]*$//' "$tmp/ours" | grep -E "^(arch/$karch|virt)/kvm/.*\.c$" | sort -u)
+	cd "$tree"
+	scripts=$(grep -rl --include='*.cocci' '^virtual report' scripts/coccinelle | xargs grep -L 'script:ocaml' |
+		grep -v /mini_lock.cocci)
+	for script in $scripts; do
+		# shellcheck disable=SC2046,SC2086
+		spatch -D report --no-show-diff --very-quiet --cocci-file "$script" \
+			$(sed -n 's|^// Options:||p' "$script") $files >"$tmp/found" 2>"$tmp/err" ||
+			complain "$script: $(tail -n 1 "$tmp/err")"
+		complain_of_ours "$tmp/found"
+	done
+	echo "$(echo "$scripts" | wc -w) scripts, $(echo "$files" | wc -w) files of KVM"
 }
 
 case $1 in
@@ -184,5 +210,6 @@ scripts)	lint_scripts ;;
 mutants)	"$here/mutants.sh" apply || bad=1 ;;
 style)		lint_style ;;
 warnings)	lint_warnings ;;
+coccinelle)	lint_coccinelle ;;
 esac
 exit "$bad"
