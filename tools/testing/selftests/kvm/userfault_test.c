@@ -1002,6 +1002,8 @@ KVM_ONE_VCPU_TEST(userfault, memcg, guest_ops)
 	char root[PATH_MAX], *cgroup;
 	void *hva;
 
+	__TEST_REQUIRE(BIG_GPA + MEMCG_PAGES * psz <= BIT(vcpu->vm->pa_bits),
+		       "The memslot is too large for the VM");
 	__TEST_REQUIRE(!cg_find_unified_root(root, sizeof(root), NULL) &&
 		       !cg_write(root, "cgroup.subtree_control", "+memory"),
 		       "No memory controller of cgroup2, or not root");
