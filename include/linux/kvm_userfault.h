@@ -88,7 +88,8 @@ static inline bool kvm_userfault_armed(const struct kvm_memory_slot *slot,
 /*
  * Is any page armed in the naturally aligned block of @nr_pages around @gfn?
  * Ask with mmu_lock held, after the stale check: the answer is then good for
- * as long as mmu_lock is held, for arming takes it for write.
+ * as long as mmu_lock is held, for arming takes it for write.  Or ask before that,
+ * and have the stale check notice an arm of any page, as arm64 does.
  */
 static inline bool kvm_userfault_block_armed(const struct kvm_memory_slot *slot,
 					     gfn_t gfn, unsigned long nr_pages)

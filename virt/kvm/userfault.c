@@ -35,7 +35,8 @@
  * If the fault locks mmu_lock first, then arming unmaps what it maps.  If arming
  * does, then the stale check catches a fault on an armed page, and the bits,
  * which are read after it, keep a fault on a page next to it from mapping the
- * armed one along with its own.
+ * armed one along with its own.  arm64 reads them before it locks mmu_lock: there
+ * the stale check retries whatever page has been armed.
  */
 #include <linux/kvm_host.h>
 #include <linux/kvm_userfault.h>
