@@ -692,17 +692,17 @@ static void test_split(struct kvm_vcpu *vcpu, enum backing backing)
 	touch_armed(&m, TOUCH_WRITE, 2 * BLOCK + 128);
 }
 
-KVM_ONE_VCPU_TEST(userfault_hugepage, split_thp, guest_touch)
+KVM_ONE_VCPU_TEST_1G(userfault_hugepage, split_thp, guest_touch)
 {
 	test_split(vcpu, ANON_THP);
 }
 
-KVM_ONE_VCPU_TEST(userfault_hugepage, split_shmem, guest_touch)
+KVM_ONE_VCPU_TEST_1G(userfault_hugepage, split_shmem, guest_touch)
 {
 	test_split(vcpu, SHMEM_THP);
 }
 
-KVM_ONE_VCPU_TEST(userfault_hugepage, split_hugetlb, guest_touch)
+KVM_ONE_VCPU_TEST_1G(userfault_hugepage, split_hugetlb, guest_touch)
 {
 	test_split(vcpu, HUGETLB_2M);
 }
