@@ -187,4 +187,4 @@ boot()
 }
 
 # Lines of a kernel log that must not be there.
-splat='WARNING:|BUG:|kernel BUG|Oops|Call Trace|INFO: (task|rcu|possible|suspicious|trying)|possible circular|suspicious RCU|rcu: INFO|KASAN|UBSAN|KCSAN|unreferenced object|general protection|Kernel panic|soft lockup|kernel log overrun'
+splat='WARNING:|BUG:|kernel BUG|Oops|Call Trace|INFO: (task|rcu|possible|suspicious|trying)|possible circular|suspicious RCU|rcu: INFO|KASAN|UBSAN|unreferenced object|general protection|Kernel panic|soft lockup|kernel log overrun'
