@@ -915,26 +915,17 @@ KVM_ONE_VCPU_TEST_1G(userfault_hugepage, collapse_hugetlb_1g, guest_touch)
 	assert_no_faults(vcpu, faults);
 }
 
-/* Dirty logging wants small pages, and gets them: where it splits ahead, all are mapped. */
-static u64 nr_dirty_logged(struct memory *m)
-{
-	return in_place() ? m->npages - 1 : nr_stat(m, PAGES_4K);
-}
-
 #ifdef __aarch64__
 /* Stage 2 of few bits begins with the table of 2M blocks, though the backing has 1G. */
 TEST(collapse_few_ipa_bits)
 {
-	struct kvm_vm *vm = vm_create_barebones();
+	struct kvm_vm *vm = vm_create_barebones_of_type(KVM_VM_TYPE_ARM_IPA_SIZE(34));
 	struct memory m = { .vm = vm, .gpa = UF_GPA, .npages = BLOCK_1G };
 	struct kvm_vcpu_init init;
 	struct kvm_vcpu *vcpu;
 	u32 *code;
 	int i;
 
-	kvm_vm_release(vm);
-	vm->type = KVM_VM_TYPE_ARM_IPA_SIZE(34);
-	kvm_vm_restart(vm);
 	vcpu = __vm_vcpu_add(vm, 0);
 	kvm_get_default_vcpu_target(vm, &init);
 	vcpu_ioctl(vcpu, KVM_ARM_VCPU_INIT, &init);
@@ -964,6 +955,12 @@ TEST(collapse_few_ipa_bits)
 	kvm_vm_free(vm);
 }
 #endif
+
+/* Dirty logging wants small pages, and gets them: where it splits ahead, all are mapped. */
+static u64 nr_dirty_logged(struct memory *m)
+{
+	return in_place() ? m->npages - 1 : nr_stat(m, PAGES_4K);
+}
 
 KVM_ONE_VCPU_TEST(userfault_hugepage, collapse_dirty_log, guest_touch)
 {

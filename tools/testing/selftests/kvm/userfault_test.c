@@ -43,7 +43,7 @@
 /* For slots of several GiB, which are never populated. */
 #define BIG_GPA		SZ_4G
 
-/* A bitmap of 4 MiB: what each CPU is charged in advance is little beside it. */
+/* A bitmap of 2 MiB: what each CPU is charged in advance is little beside it. */
 #define MEMCG_PAGES	BIT(24)
 #define MEMCG_SLACK	SZ_1M
 

@@ -630,9 +630,8 @@ KVM_ONE_VCPU_TEST(userfault_arm64, device, guest_ops)
 }
 
 /*
- * MTE
+ * Protected VMs: only pKVM has them, any other host does not create them.
  */
-/* Only pKVM has them, any other host does not create them. */
 TEST(protected_vm)
 {
 	struct kvm_vm *vm = vm_create_barebones();
@@ -648,10 +647,8 @@ TEST(protected_vm)
 	}
 
 	kvm_close(fd);
-	kvm_vm_release(vm);
-	vm->type = KVM_VM_TYPE_ARM_PROTECTED;
-	kvm_vm_restart(vm);
-
+	kvm_vm_free(vm);
+	vm = vm_create_barebones_of_type(KVM_VM_TYPE_ARM_PROTECTED);
 	TEST_ASSERT_EQ(vm_check_cap(vm, KVM_CAP_USERFAULT), 0);
 	TEST_ASSERT(__vm_set_user_memory_region(vm, UF_SLOT, MEM_UF, UF_GPA, psz, hva) == -1 &&
 		    errno == EINVAL, "KVM_MEM_USERFAULT did not fail as it should");
@@ -661,6 +658,9 @@ TEST(protected_vm)
 	kvm_vm_free(vm);
 }
 
+/*
+ * MTE
+ */
 static u64 guest_step;
 
 /* Touch the first page; then all tags, of the first granules of pages, or'ed. */

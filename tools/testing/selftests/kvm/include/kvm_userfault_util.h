@@ -229,6 +229,19 @@ do {										\
 		    __run->memory_fault.gpa, __run->memory_fault.size);		\
 } while (0)
 
+#ifdef __aarch64__
+/* The library makes VMs of the types that its guest modes need, and of no others. */
+static inline struct kvm_vm *vm_create_barebones_of_type(unsigned long type)
+{
+	struct kvm_vm *vm = vm_create_barebones();
+
+	kvm_vm_release(vm);
+	vm->type = type;
+	kvm_vm_restart(vm);
+	return vm;
+}
+#endif
+
 /* Run until the guest's next GUEST_SYNC(), without any exit on the way. */
 static inline u64 vcpu_run_to_sync(struct kvm_vcpu *vcpu)
 {
