@@ -452,6 +452,50 @@ KVM_ONE_VCPU_TEST(userfault_arm64, pre_map_changed, guest_ops)
 		    "Not exactly page 3 was cleared");
 }
 
+static int nr_sigbus;
+
+static void count_sigbus(int sig, siginfo_t *info, void *context)
+{
+	nr_sigbus++;
+}
+
+/* The memory has failed: who touches it is told, not who has merely resolved it. */
+KVM_ONE_VCPU_TEST(userfault_arm64, pre_map_hwpoison, guest_ops)
+{
+	const u64 pc = vcpu_get_reg(vcpu, ARM64_CORE_REG(regs.pc));
+	const u64 sp = vcpu_get_reg(vcpu, ctxt_reg_alias(vcpu, SYS_SP_EL1));
+	struct sigaction action = {
+		.sa_sigaction = count_sigbus,
+		.sa_flags = SA_SIGINFO,
+	};
+	u64 *hva = add_slot(vcpu->vm, MEM_ARMED, 64, false);
+
+	warm_up(vcpu, hva);
+	sigaction(SIGBUS, &action, NULL);
+
+	*word(hva, 1) = 0x11;
+	set_cmd(vcpu, READ, GPA(1), 0);
+	assert_userfault_exit(vcpu, GPA(1), READ);
+	__TEST_REQUIRE(!madvise(word(hva, 1), psz, MADV_HWPOISON),
+		       "MADV_HWPOISON: errno %d", errno);
+
+	/* The vCPU is reset, and does something else. */
+	vm_userfault_clear(vcpu->vm, GPA(2), psz);
+	*word(hva, 2) = 0x22;
+	aarch64_vcpu_setup(vcpu, NULL);
+	vcpu_set_reg(vcpu, ctxt_reg_alias(vcpu, SYS_SP_EL1), sp);
+	vcpu_set_reg(vcpu, ARM64_CORE_REG(regs.pc), pc);
+	set_cmd(vcpu, READ, GPA(2), 0);
+	vcpu_userfault_resolve(vcpu, GPA(1), psz);
+	nr_sigbus = 0;
+	assert_done(vcpu, 0x22);
+	TEST_ASSERT_EQ(nr_sigbus, 0);
+
+	set_cmd(vcpu, READ, GPA(1), 0);
+	TEST_ASSERT(__vcpu_run(vcpu) == -1 && errno == EINTR, "No signal for failed memory");
+	TEST_ASSERT_EQ(nr_sigbus, 1);
+}
+
 /*
  * Dirty logging.  With a write-protected page each of these would be a fault, and
  * all pages that were written would have to be written again to be writable.
