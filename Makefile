@@ -26,7 +26,7 @@ check-long: deps	## long random runs on the DEBUG=1 kernel. MINUTES=60 KERNELS="
 mutants: deps	## break the kernel in one place after the other: tests have to notice. MUTANTS="name..."
 	@$(TOOLS)/mutants.sh
 
-unused: deps	## compare the code of KVM without CONFIG_KVM_USERFAULT with that of the base (x86_64)
+unused: deps	## compare the code of KVM without CONFIG_KVM_USERFAULT with that of the base
 	@$(TOOLS)/unused.sh
 
 bench: export NEED := bench
