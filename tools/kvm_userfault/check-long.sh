@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # Run what is random for long, on kernels with slow checks: all userfault tests once, and stress,
 # model and fuzz for MINUTES= (60) in all. KERNELS=, by default "debug", may have "kcsan" as well.
-# Before that, what Coccinelle has to say to the code.
+# Before that, what Coccinelle and clang-tidy find in the code.
 # A seed that something fails with is in its log.
 # Results as of check.sh, in build/check-long.ARCH-KERNEL.tap.
 
@@ -43,20 +43,29 @@ x86_64	userfault_long_model_no_tdp_mmu	1  kvm.tdp_mmu=0 huge=64  ./userfault_mod
 		}'
 } >"$list"
 
+# look_with TOOL: what it finds, and how much code it has looked at.
+look_with()
+{
+	log=$logs/$1-$arch.log
+	try "$1, KVM of $arch" "$log" "$here/lint.sh" "$1" || bad=1
+	cat "$log"
+}
+
 bad=0
 "$here/tree.sh"
-log=$logs/coccinelle-$arch.log
-try "coccinelle, KVM of $arch" "$log" "$here/lint.sh" coccinelle || bad=1
-cat "$log"
+look_with coccinelle
 for kernel_kind in ${KERNELS:-debug}; do
 	case $kernel_kind in
 	debug)	DEBUG=1 ;;
 	kcsan)	DEBUG=kcsan ;;
 	*)	die "KERNELS=$kernel_kind: must be debug or kcsan" ;;
 	esac
+	export DEBUG
+	"$here/kernel.sh"
+	look_with clang-tidy
 	say "$(date -u '+%F %H:%M')" "make check-long MINUTES=$minutes KERNELS=$kernel_kind ARCH=$arch"
 	# shellcheck disable=SC2046
-	DEBUG=$DEBUG ARCHS=$arch LIST=$list TAP=$build/check-long.$arch-$kernel_kind.tap ONCE=1 "$here/check.sh" \
+	ARCHS=$arch LIST=$list TAP=$build/check-long.$arch-$kernel_kind.tap ONCE=1 "$here/check.sh" \
 		$(awk -v arch="$arch" -v kernel="$kernel_kind" '
 			{ sub(/\+debug$/, "", $1); sub("-" kernel "(-long)?$", "", $1) }
 			$1 == "all" || $1 == arch { print $2 }' "$list") || bad=1

@@ -45,7 +45,8 @@ case ${NEED:-} in
 bench)	needs="$needs
 gnuplot gnuplot-nox" ;;
 long)	needs="$needs
-spatch coccinelle" ;;
+spatch coccinelle
+clang-tidy clang-tidy" ;;
 esac
 
 missing=$(echo "$needs" | while read -r thing package; do
