@@ -331,6 +331,11 @@ static void *alloc_backing(enum backing backing, u64 npages)
 
 	for (i = 0; i < npages; i += min(align / PSZ, BLOCK))
 		WRITE_ONCE(*(u64 *)(hva + i * PSZ), 0);
+
+	/* The kernel may have fallen back to small pages. */
+	if (backing == ANON_THP)
+		__TEST_REQUIRE(!madvise(hva, size, MADV_COLLAPSE),
+			       "No %lu huge pages can be had, errno %d", size / align, errno);
 	return hva;
 }
 
