@@ -658,6 +658,12 @@ TEST_F_TIMEOUT(gmem, bad_change, TEST_SECONDS)
 		if (on) {
 			set_slot(self, KVM_MEM_USERFAULT);
 			arm(self, 63, 3);
+		} else {
+			r = __vm_set_user_memory_region2(self->vm, SLOT, KVM_MEM_GUEST_MEMFD,
+							 GPA, self->size, self->hva,
+							 self->fd, offset);
+			TEST_ASSERT(r && errno == EINVAL,
+				    "Without userfaults nothing may be set, be it what is set");
 		}
 		for (i = 0; i < ARRAY_SIZE(bad) * 2; i++) {
 			u32 toggle = i % 2 ? KVM_MEM_USERFAULT : 0;
