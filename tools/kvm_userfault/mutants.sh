@@ -66,6 +66,7 @@ forget_objects()
 {
 	find "$out/kernel/arch/$karch/kvm" "$out/kernel/virt" -name '.*.o.cmd' -exec grep -lF "/$1" {} + |
 		sed 's|/\.\([^/]*\)\.cmd$|/\1|' | xargs -r rm -f
+	rm -f "$out/kernel/built"
 }
 
 # The note outlives a run that is killed. New files are links, which are never written through.
