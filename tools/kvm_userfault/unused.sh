@@ -103,13 +103,17 @@ build_base()
 }
 
 # instructions BUILD: those of KVM, each after its function, with the symbols that they use; without what pads,
-# how far it is to where they jump, and the numbers of strings.
+# and the numbers of strings. On arm64 without how far it is to where they jump, for that is over what pads.
 instructions()
 {
+	case $arch in
+	arm64)	jumps='s/<\([^>+]*\)+0x[0-9a-f]*>/<\1>/' ;;
+	*)	jumps= ;;
+	esac
 	(cd "$1" && find "arch/$karch/kvm" virt/kvm -name '*.o' ! -name '*.tmp.o') | sort |
 		while read -r object; do
 			"${cross}objdump" -dr --no-addresses --no-show-raw-insn "$1/$object" |
-				sed 's/\.LC[0-9]*/.LC/; s/<\([^>+]*\)+0x[0-9a-f]*>/<\1>/; s/\(R_[A-Z0-9_]*[ \t]*\.[a-z_.0-9]*\)[-+]0x[0-9a-f]*/\1/' |
+				sed -e "$jumps" -e 's/\.LC[0-9]*/.LC/; s/\(R_[A-Z0-9_]*[ \t]*\.[a-z_.0-9]*\)[-+]0x[0-9a-f]*/\1/' |
 				awk -v object="$object" '
 					/^<.*>:$/ { name = substr($0, 2, length($0) - 3); next }
 					NF && name != "" && !/^\t(nop|data16|cs nop|xchg +%ax,%ax)/ {
