@@ -163,6 +163,12 @@ prepare_lint()
 	lint_make -j"$jobs" prepare || die "cannot prepare $o"
 }
 
+# What a compiler says, with paths from the top of the tree.
+from_top()
+{
+	sed -E "s|^($tree/\|(\.\./)+tree/)||; :up; s|[^/]+/\.\./||; t up" "$1"
+}
+
 # gcc's further warnings and sparse's, on KVM; only lines of ours count. Both speak only when they
 # compile: after a run without complaints what is unchanged stays, after any other all goes.
 lint_warnings()
@@ -178,8 +184,7 @@ lint_warnings()
 	lint_make -k -j"$jobs" W=1 C=1 $(our_objects) >"$tmp/all" 2>&1 || bad=1
 	our_lines >"$tmp/ours"
 	[ "$bad" -eq 0 ] || cat "$tmp/all"
-	sed -E "s|^($tree/\|(\.\./)+tree/)||; :up; s|[^/]+/\.\./||; t up" "$tmp/all" |
-		grep -E ': (warning|error|note):' >"$tmp/warnings" || :
+	from_top "$tmp/all" | grep -E ': (warning|error|note):' >"$tmp/warnings" || :
 	complain_of_ours "$tmp/warnings"
 	[ "$bad" -ne 0 ] || : >"$o/clean"
 }
@@ -210,17 +215,19 @@ lint_clang_tidy()
 	our_lines >"$tmp/ours"
 	# shellcheck disable=SC2046
 	set -- $(our_objects | sed 's|\(.*\)/|\1/.|; s|$|.cmd|')
+	target=$("${cross}gcc" -dumpmachine)
 	cd "$out/kernel"
 	for cmd; do
 		options=$(sed -n 's/^savedcmd_[^ ]* := \(.*\) -c -o .*/\1/p' "$cmd" | tr -d "'" | grep -oE \
 			' (-include |-I ?|-D|-std=)[^ ]+| -(nostdinc|fms-extensions|fshort-wchar)') ||
 			die "$cmd: there is no such build: run make kernel"
+		source=$(sed -n 's/^savedcmd_.* \([^ ]*\.c\) .*/\1/p' "$cmd")
 		# shellcheck disable=SC2086
-		clang-tidy --quiet --checks='-*,linuxkernel-*,clang-analyzer-*' \
-			"$(sed -n 's/^savedcmd_.* \([^ ]*\.c\) .*/\1/p' "$cmd")" -- --target="$("${cross}gcc" -dumpmachine)" $options -w \
-			>"$tmp/all" 2>"$tmp/err" || complain "$cmd: $(cat "$tmp/all")"
-		sed -E "s|^$tree/||; :up; s|[^/]+/\.\./||; t up" "$tmp/all" |
-			grep -E ': (warning|error):' | grep -v "/x86.c:.* 'base_gfn' .* 'new'" >"$tmp/found" || :
+		clang-tidy --quiet --checks='-*,linuxkernel-*,clang-analyzer-*' "$source" \
+			-- --target="$target" $options -w >"$tmp/all" 2>"$tmp/err" ||
+			complain "$source: $(cat "$tmp/err" "$tmp/all")"
+		from_top "$tmp/all" | grep -E ': (warning|error):' |
+			grep -v "/x86.c:.* 'base_gfn' .* 'new'" >"$tmp/found" || :
 		complain_of_ours "$tmp/found"
 	done
 	echo "$# files of KVM"
