@@ -17,8 +17,10 @@
 
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stddef.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 
 #include "apic.h"
 #include "kvm_test_harness.h"
@@ -451,6 +453,66 @@ KVM_ONE_VCPU_TEST(userfault_x86, pre_fault_thp, guest_read_page)
 {
 	TEST_REQUIRE(thp_configured());
 	test_pre_fault(vcpu, VM_MEM_SRC_ANONYMOUS_THP);
+}
+
+static void ignore_alarm(int sig)
+{
+}
+
+/* Nor is kvm_run written to if a signal ends the wait for a page of the backing. */
+KVM_ONE_VCPU_TEST(userfault_x86, pre_fault_signal, guest_read_page)
+{
+	const struct sigaction action = { .sa_handler = ignore_alarm };
+	const struct itimerval often = { { 0, 20000 }, { 0, 20000 } };
+	const struct itimerval never = { };
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+	struct kvm_run copy;
+	void *hva;
+	int i, uffd;
+
+	if (!kvm_is_tdp_enabled())
+		return;
+
+	hva = add_slot(vcpu->vm, VM_MEM_SRC_ANONYMOUS, 512, KVM_MEM_USERFAULT);
+	arm_page(vcpu->vm, GPA(5));
+
+	uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
+	TEST_ASSERT(uffd >= 0, "userfaultfd(): errno %d", errno);
+	kvm_ioctl(uffd, UFFDIO_API, &api);
+
+	hva += 6 * PAGE_SIZE;
+	TEST_ASSERT(!madvise(hva, PAGE_SIZE, MADV_DONTNEED), "madvise() failed");
+	reg.range.start = (unsigned long)hva;
+	reg.range.len = PAGE_SIZE;
+	kvm_ioctl(uffd, UFFDIO_REGISTER, &reg);
+
+	write_guest_global(vcpu->vm, guest_page, 5);
+	assert_userfault_exit(vcpu, GPA(5), KVM_MEMORY_EXIT_FLAG_READ);
+
+	TEST_ASSERT(!sigaction(SIGALRM, &action, NULL), "sigaction() failed");
+	TEST_ASSERT(!setitimer(ITIMER_REAL, &often, NULL), "setitimer() failed");
+
+	/* A signal may come before the wait begins: not each time. */
+	pattern_run(vcpu->run, &copy);
+	for (i = 0; i < 10; i++) {
+		struct kvm_pre_fault_memory range = {
+			.gpa = GPA(6),
+			.size = PAGE_SIZE,
+		};
+
+		TEST_ASSERT_EQ(__vcpu_ioctl(vcpu, KVM_PRE_FAULT_MEMORY, &range), -1);
+		TEST_ASSERT_EQ(errno, EINTR);
+		TEST_ASSERT(!memcmp(vcpu->run, &copy, sizeof(copy)),
+			    "KVM_PRE_FAULT_MEMORY has written to kvm_run");
+	}
+
+	TEST_ASSERT(!setitimer(ITIMER_REAL, &never, NULL), "setitimer() failed");
+	kvm_close(uffd);
+
+	assert_userfault_exit(vcpu, GPA(5), KVM_MEMORY_EXIT_FLAG_READ);
+	clear_page(vcpu->vm, GPA(5));
+	TEST_ASSERT_EQ(vcpu_run_to_sync(vcpu), 0);
 }
 
 /*
