@@ -79,8 +79,8 @@ struct userfault_chunk {
 	/* GET: where the state goes, bit 0 is @start. */
 	unsigned long *state;
 
-	/* Lookups: the first page that a memslot has, and can all be armed? */
-	gfn_t first;
+	/* Lookup: do any memslots have pages of the chunk, and all of these a bitmap? */
+	bool any;
 	bool armable;
 };
 
@@ -123,7 +123,7 @@ static void userfault_look_up(struct userfault_chunk *chunk,
 			      struct kvm_memory_slot *slot,
 			      gfn_t start, gfn_t end)
 {
-	chunk->first = min(chunk->first, start);
+	chunk->any = true;
 	if (!slot->userfault_bitmap)
 		chunk->armable = false;
 }
@@ -270,42 +270,33 @@ static void userfault_arm(struct userfault_chunk *chunk)
 	KVM_MMU_UNLOCK(kvm);
 }
 
-/*
- * The first page in [@start, @end) that a memslot has, or @end.  @armable tells
- * whether all memslots that have pages there have KVM_MEM_USERFAULT.
- */
-static gfn_t userfault_first_page(struct kvm *kvm, unsigned long as_mask,
-				  gfn_t start, gfn_t end, bool *armable)
+/* May all of [@start, @end) be armed?  Holes may, but not if there is nothing else. */
+static bool userfault_can_arm(struct kvm *kvm, unsigned long as_mask,
+			      gfn_t start, gfn_t end)
 {
 	struct userfault_chunk all = {
 		.kvm = kvm,
 		.as_mask = as_mask,
 		.start = start,
 		.end = end,
-		.first = end,
 		.armable = true,
 	};
 
 	userfault_walk_slots(&all, userfault_look_up);
 
-	*armable = all.armable;
-	return all.first;
+	return all.any && all.armable;
 }
 
-/* Arm @chunk if all from there to @end, where the range ends, can be armed. */
+/* Arm @chunk if all from its start to @end, which is not before its end, can be. */
 static int userfault_check_and_arm(struct userfault_chunk *chunk, gfn_t end)
 {
 	struct kvm *kvm = chunk->kvm;
-	bool armable;
-	gfn_t first;
 	int r = 0;
 
 	if (mutex_lock_killable(&kvm->slots_lock))
 		return -EINTR;
 
-	first = userfault_first_page(kvm, chunk->as_mask, chunk->start, end,
-				     &armable);
-	if (first != end && armable)
+	if (userfault_can_arm(kvm, chunk->as_mask, chunk->start, end))
 		userfault_arm(chunk);
 	else
 		r = -ENOENT;
@@ -337,17 +328,33 @@ static void userfault_advance(struct kvm_userfault_range *range, u64 nr_pages)
 		range->bitmap += nr_pages / BITS_PER_BYTE;
 }
 
+/* The first page in [@start, @end) that one of @slots has, or @end. */
+static gfn_t userfault_first_page(struct kvm_memslots *slots, gfn_t start, gfn_t end)
+{
+	struct kvm_memslot_iter iter;
+
+	kvm_for_each_memslot_in_gfn_range(&iter, slots, start, end) {
+		if (iter.slot->id < KVM_USER_MEM_SLOTS)
+			return max(start, iter.slot->base_gfn);
+	}
+
+	return end;
+}
+
 /* Move @range on to its first page that a memslot has, or to its end. */
 static void userfault_skip_hole(struct kvm *kvm, unsigned long as_mask,
 				struct kvm_userfault_range *range)
 {
 	gfn_t start = gpa_to_gfn(range->gpa);
 	gfn_t end = start + (range->size >> PAGE_SHIFT);
-	bool armable;
-	gfn_t first;
+	gfn_t first = end;
+	unsigned long as_id;
 
-	scoped_guard(srcu, &kvm->srcu)
-		first = userfault_first_page(kvm, as_mask, start, end, &armable);
+	scoped_guard(srcu, &kvm->srcu) {
+		for_each_set_bit(as_id, &as_mask, KVM_MAX_NR_ADDRESS_SPACES)
+			first = userfault_first_page(__kvm_memslots(kvm, as_id),
+						     start, first);
+	}
 
 	if (first != end)
 		first = start + round_down(first - start, 64);
@@ -432,9 +439,11 @@ static int userfault_set_range(struct kvm *kvm, struct kvm_userfault_range *rang
 		chunk.end = chunk.start + nr_pages;
 
 		if (chunk.arm) {
-			r = userfault_check_and_arm(&chunk, end);
+			/* Look at all of the range once, so that ENOENT changes nothing. */
+			r = userfault_check_and_arm(&chunk, max(end, chunk.end));
 			if (r)
 				return r;
+			end = 0;
 		} else {
 			userfault_clear(&chunk, range->flags & KVM_USERFAULT_COLLAPSE);
 		}
