@@ -1698,6 +1698,63 @@ KVM_ONE_VCPU_TEST(userfault_hugepage, race_all, guest_count)
 }
 
 /*
+ * Both ends of the slot come and go, so that all of it seems to be on its way out:
+ * what is between is none the less collapsed, and armed.
+ */
+struct discarder {
+	void *hva;
+	pthread_t thread;
+	bool stop;
+	u64 rounds;
+};
+
+static void *discard(void *arg)
+{
+	struct discarder *d = arg;
+
+	while (!READ_ONCE(d->stop)) {
+		kvm_madvise(d->hva, BLOCK * PSZ, MADV_POPULATE_WRITE);
+		kvm_madvise(d->hva, BLOCK * PSZ, MADV_DONTNEED);
+		WRITE_ONCE(d->rounds, d->rounds + 1);
+	}
+	return NULL;
+}
+
+KVM_ONE_VCPU_TEST(userfault_hugepage, collapse_between_discards, guest_touch)
+{
+	struct discarder d[2] = { };
+	struct memory m;
+	int i;
+
+	add_memory(&m, vcpu, ANON_THP, 3 * BLOCK, MEM_UF);
+	for (i = 0; i < 2; i++) {
+		d[i].hva = (void *)m.hva + 2 * i * BLOCK * PSZ;
+		kvm_madvise(d[i].hva, BLOCK * PSZ, MADV_NOHUGEPAGE);
+		kvm_madvise(d[i].hva, BLOCK * PSZ, MADV_DONTNEED);
+		TEST_ASSERT(!pthread_create(&d[i].thread, NULL, discard, &d[i]),
+			    "pthread_create() failed");
+	}
+
+	touch(&m, TOUCH_WRITE, BLOCK, 1);
+	for (i = 0; i < 200 || d[0].rounds < 10 || d[1].rounds < 10; i++) {
+		arm(&m, BLOCK + i % BLOCK, 1);
+		if (splits_in_place())
+			assert_sizes(&m, 0, 0, BLOCK - 1);
+		TEST_ASSERT_EQ(collapse(&m, BLOCK, BLOCK), 1);
+		if (in_place())
+			assert_sizes(&m, 0, 1, 0);
+		touch(&m, TOUCH_WRITE, BLOCK, 1);
+		assert_sizes(&m, 0, 1, 0);
+	}
+	assert_events(&m, i, i);
+
+	for (i = 0; i < 2; i++) {
+		WRITE_ONCE(d[i].stop, true);
+		TEST_ASSERT(!pthread_join(d[i].thread, NULL), "pthread_join() failed");
+	}
+}
+
+/*
  * Tracepoints
  */
 KVM_ONE_VCPU_TEST(userfault_hugepage, tracepoints, guest_touch)
