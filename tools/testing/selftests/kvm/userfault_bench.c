@@ -496,27 +496,6 @@ static void *run_vcpu(void *arg)
 	return NULL;
 }
 
-static int new_uffd(void *hva, u64 size, u64 reg_mode)
-{
-	struct uffdio_api api = {
-		.api = UFFD_API,
-		.features = reg_mode == UFFDIO_REGISTER_MODE_MINOR ?
-			    UFFD_FEATURE_MINOR_SHMEM : 0,
-	};
-	struct uffdio_register reg = {
-		.range = { .start = (unsigned long)hva, .len = size },
-		.mode = reg_mode,
-	};
-	int uffd;
-
-	uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
-	TEST_ASSERT(uffd >= 0, "userfaultfd: errno %d", errno);
-	TEST_ASSERT(!ioctl(uffd, UFFDIO_API, &api), "UFFDIO_API: errno %d", errno);
-	TEST_ASSERT(!ioctl(uffd, UFFDIO_REGISTER, &reg),
-		    "UFFDIO_REGISTER: errno %d", errno);
-	return uffd;
-}
-
 static bool is_uffd_mode(const struct fetch_mode *mode)
 {
 	return mode->how == UFFD_MISSING || mode->how == UFFD_MINOR;
@@ -533,14 +512,15 @@ static int nr_uffds(struct fetch *f)
 
 static void fetch_setup_uffd(struct fetch *f)
 {
-	u64 mode = f->mode->how == UFFD_MINOR ? UFFDIO_REGISTER_MODE_MINOR :
-						UFFDIO_REGISTER_MODE_MISSING;
+	bool minor = f->mode->how == UFFD_MINOR;
+	u64 mode = minor ? UFFDIO_REGISTER_MODE_MINOR : UFFDIO_REGISTER_MODE_MISSING;
+	u64 features = minor ? UFFD_FEATURE_MINOR_SHMEM : 0;
 	int i, nr = nr_uffds(f);
 	u64 size = f->all_pages * psz / nr;
 
 	for (i = 0; i < f->nr_vcpus; i++)
-		f->vcpus[i].uffd = i < nr ? new_uffd(f->mem + i * size, size, mode) :
-					    f->vcpus[0].uffd;
+		f->vcpus[i].uffd = i >= nr ? f->vcpus[0].uffd :
+			uffd_register(f->mem + i * size, size, mode, features, 0);
 }
 
 /* Who answers the faults of userfaultfd, or the exits if not the vCPU itself. */

@@ -7,8 +7,12 @@
 #define SELFTEST_KVM_USERFAULT_UTIL_H
 
 #include <linux/sizes.h>
+#include <linux/userfaultfd.h>
 
 #include <errno.h>
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "kvm_util.h"
@@ -254,6 +258,26 @@ static inline u64 vcpu_run_to_sync(struct kvm_vcpu *vcpu)
 		    vcpu->run->memory_fault.gpa);
 	TEST_ASSERT_EQ(get_ucall(vcpu, &uc), UCALL_SYNC);
 	return uc.args[1];
+}
+
+/*
+ * Have the host's faults in [@hva, @hva + @size) wait for a new userfaultfd, of
+ * UFFDIO_REGISTER_MODE_*, UFFD_FEATURE_* and O_* flags.
+ */
+static inline int uffd_register(void *hva, u64 size, u64 mode, u64 features, int flags)
+{
+	struct uffdio_register reg = {
+		.range = { .start = (unsigned long)hva, .len = size },
+		.mode = mode,
+	};
+	struct uffdio_api api = { .api = UFFD_API, .features = features };
+	int uffd;
+
+	uffd = syscall(__NR_userfaultfd, O_CLOEXEC | flags);
+	__TEST_REQUIRE(uffd >= 0, "No userfaultfd, errno %d", errno);
+	kvm_ioctl(uffd, UFFDIO_API, &api);
+	kvm_ioctl(uffd, UFFDIO_REGISTER, &reg);
+	return uffd;
 }
 
 #endif /* SELFTEST_KVM_USERFAULT_UTIL_H */

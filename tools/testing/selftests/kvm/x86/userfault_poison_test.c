@@ -788,11 +788,6 @@ static void *fetch_huge_page(void *arg)
 KVM_ONE_VCPU_TEST(userfault_poison, in_flight_fault, guest_in_flight)
 {
 	const u64 blocks[] = { 0, 1, 2, 3 };
-	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
-	struct uffdio_api api = {
-		.api = UFFD_API,
-		.features = UFFD_FEATURE_MISSING_HUGETLBFS,
-	};
 	struct kvm_vm *vm = vcpu->vm;
 	struct fetcher f;
 	struct vmm vmm;
@@ -806,13 +801,9 @@ KVM_ONE_VCPU_TEST(userfault_poison, in_flight_fault, guest_in_flight)
 	/* The host shall have none of it. */
 	kvm_madvise(vmm.mem, vmm.npages * PAGE_SIZE, MADV_DONTNEED);
 	f.vmm = &vmm;
-	f.uffd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-	__TEST_REQUIRE(f.uffd >= 0, "No userfaultfd, errno %d", errno);
-	TEST_ASSERT(!ioctl(f.uffd, UFFDIO_API, &api), "UFFDIO_API: errno %d", errno);
-	reg.range.start = (u64)vmm.mem;
-	reg.range.len = vmm.npages * PAGE_SIZE;
-	TEST_ASSERT(!ioctl(f.uffd, UFFDIO_REGISTER, &reg), "UFFDIO_REGISTER: errno %d",
-		    errno);
+	f.uffd = uffd_register(vmm.mem, vmm.npages * PAGE_SIZE,
+			       UFFDIO_REGISTER_MODE_MISSING,
+			       UFFD_FEATURE_MISSING_HUGETLBFS, O_NONBLOCK);
 
 	for (b = 0; b < ARRAY_SIZE(blocks); b++) {
 		/* The guest begins with page 0 of each block. */

@@ -465,8 +465,6 @@ KVM_ONE_VCPU_TEST(userfault_x86, pre_fault_signal, guest_read_page)
 	const struct sigaction action = { .sa_handler = ignore_alarm };
 	const struct itimerval often = { { 0, 20000 }, { 0, 20000 } };
 	const struct itimerval never = { };
-	struct uffdio_api api = { .api = UFFD_API };
-	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
 	struct kvm_run copy;
 	void *hva;
 	int i, uffd;
@@ -477,15 +475,9 @@ KVM_ONE_VCPU_TEST(userfault_x86, pre_fault_signal, guest_read_page)
 	hva = add_slot(vcpu->vm, VM_MEM_SRC_ANONYMOUS, 512, KVM_MEM_USERFAULT);
 	arm_page(vcpu->vm, GPA(5));
 
-	uffd = syscall(__NR_userfaultfd, O_CLOEXEC);
-	TEST_ASSERT(uffd >= 0, "userfaultfd(): errno %d", errno);
-	kvm_ioctl(uffd, UFFDIO_API, &api);
-
 	hva += 6 * PAGE_SIZE;
-	TEST_ASSERT(!madvise(hva, PAGE_SIZE, MADV_DONTNEED), "madvise() failed");
-	reg.range.start = (unsigned long)hva;
-	reg.range.len = PAGE_SIZE;
-	kvm_ioctl(uffd, UFFDIO_REGISTER, &reg);
+	kvm_madvise(hva, PAGE_SIZE, MADV_DONTNEED);
+	uffd = uffd_register(hva, PAGE_SIZE, UFFDIO_REGISTER_MODE_MISSING, 0, 0);
 
 	write_guest_global(vcpu->vm, guest_page, 5);
 	assert_userfault_exit(vcpu, GPA(5), KVM_MEMORY_EXIT_FLAG_READ);
@@ -1176,30 +1168,18 @@ static void *apf_serve(void *arg)
 
 KVM_ONE_VCPU_TEST(userfault_x86, async_page_fault, guest_apf)
 {
-	struct uffdio_api api = {
-		.api = UFFD_API,
-		.features = UFFD_FEATURE_THREAD_ID,
-	};
-	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
 	struct kvm_vm *vm = vcpu->vm;
 	struct apf_server s = { .vm = vm };
 	pthread_t thread;
-	void *hva;
 	int i;
 
 	/* Untouched, so that the host has none of its pages. */
 	vm_userspace_mem_region_add(vm, VM_MEM_SRC_ANONYMOUS, UF_GPA, UF_SLOT, 64,
 				    KVM_MEM_USERFAULT);
 	virt_map(vm, UF_GPA, UF_GPA, 64);
-	hva = addr_gpa2hva(vm, UF_GPA);
-
-	s.uffd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-	__TEST_REQUIRE(s.uffd >= 0, "No userfaultfd, errno %d", errno);
-	TEST_ASSERT(!ioctl(s.uffd, UFFDIO_API, &api), "UFFDIO_API: errno %d", errno);
-	reg.range.start = (u64)hva;
-	reg.range.len = 64 * PAGE_SIZE;
-	TEST_ASSERT(!ioctl(s.uffd, UFFDIO_REGISTER, &reg), "UFFDIO_REGISTER: errno %d",
-		    errno);
+	s.uffd = uffd_register(addr_gpa2hva(vm, UF_GPA), 64 * PAGE_SIZE,
+			       UFFDIO_REGISTER_MODE_MISSING, UFFD_FEATURE_THREAD_ID,
+			       O_NONBLOCK);
 	s.vcpu_tid = syscall(__NR_gettid);
 
 	for (i = 0; i < 6; i++) {
