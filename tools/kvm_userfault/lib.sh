@@ -51,12 +51,11 @@ set_arch()
 	export ARCH="$arch"
 }
 
-# What one clone has compiled serves every other: no option may make the result depend on where it is. Not
-# CCACHE_DEPEND, though it takes a quarter of the time off: who does not preprocess does not see .incbin, and takes
-# a compressed kernel for another of the same size. The namespace leaves behind what has been cached that way.
+# What one clone has compiled serves every other: no option may make the result depend on where it is. The namespace
+# leaves behind what has been cached with .incbin unseen.
 export CCACHE_BASEDIR="$build" CCACHE_NOHASHDIR=1 CCACHE_IGNOREOPTIONS='-fmacro-prefix-map=*' CCACHE_NAMESPACE=kvm-userfault
 ccache=
-! command -v ccache >/dev/null || ccache="ccache "
+! command -v ccache >/dev/null || ccache="$here/ccache.sh "
 hostcc=${ccache}gcc
 set_arch "${ARCH:-x86_64}"
 export karch image cross cc hostcc out selftests logs jobs
