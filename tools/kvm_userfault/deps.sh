@@ -70,13 +70,24 @@ fi
 
 apt()
 {
-	$sudo env DEBIAN_FRONTEND=noninteractive apt-get -q "$@"
+	$sudo env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=150 "$@"
+}
+
+# The time-out is not for the lists, which another apt may be fetching: a machine that has just booted does.
+update()
+{
+	for pause in 5 10 20 40 80 ""; do
+		apt update 2>"$logs/deps.err" && return
+		cat "$logs/deps.err"
+		[ -n "$pause" ] && grep -q 'Could not get lock' "$logs/deps.err" || return
+		sleep "$pause"
+	done
 }
 
 install_missing()
 {
 	# shellcheck disable=SC2086
-	apt update && apt install -y --no-install-recommends $missing
+	update && apt install -y --no-install-recommends $missing
 }
 
 mkdir -p "$logs"
