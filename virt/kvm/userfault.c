@@ -191,7 +191,8 @@ static void userfault_split(struct userfault_chunk *chunk,
  * Unmap what is to be armed and flush, before mmu_lock can be dropped: while a
  * page is unmapped but not flushed, an invalidation by the primary MMU would find
  * nothing to do and free the page under a vCPU that still uses it.  Hence do not
- * yield between the runs of pages that the user bitmap selects.
+ * yield between the runs of pages that the user bitmap selects.  (For nested guests
+ * arm64 does: of theirs it unmaps everything, with flushes of its own.)
  *
  * Flush everything: a huge mapping that could not be split goes as a whole, and
  * reaches beyond the range.

@@ -91,7 +91,7 @@ static int stage2_split_at(struct kvm *kvm, gfn_t gfn, gfn_t boundary)
 	/*
 	 * One table for each split, and no more: with as many as eager splitting
 	 * keeps here, all of a 1G block would be split into pages.  To allocate
-	 * and to free them may sleep.
+	 * tables may sleep, and so may freeing a cache as large as that.
 	 */
 	write_unlock(&kvm->mmu_lock);
 	kvm_mmu_free_memory_cache(cache);
