@@ -36,7 +36,7 @@
 #define KVM_ONE_VCPU_TEST_1G(suite, test, guestcode)			\
 static void __suite##_##test(struct kvm_vcpu *vcpu);			\
 									\
-TEST_F_TIMEOUT(suite, test, 240)					\
+TEST_F_TIMEOUT(suite, test, 480)					\
 {									\
 	vcpu_arch_set_entry_point(self->vcpu, guestcode);		\
 	__suite##_##test(self->vcpu);					\
