@@ -29,6 +29,10 @@ mutants: deps	## break the kernel in one place after the other: tests have to no
 unused: deps	## compare the code of KVM without CONFIG_KVM_USERFAULT with that of the base
 	@$(TOOLS)/unused.sh
 
+builds: deps	## build KVM of x86 as modules, and for hosts of 32 bits
+	@for v in modules 32bit; do ARCH=x86_64 VARIANT=$$v $(TOOLS)/kernel.sh || exit; done
+	@ARCH=x86_64 VARIANT=32bit $(TOOLS)/lint.sh warnings
+
 bench: export NEED := bench
 bench: selftests	## count what a fetch costs, and its alternatives: build/bench.json, bench.svg. PAGES= VCPUS="1 2 4 8 16" KERNELS="off lockstat"
 	@for v in $(filter off lockstat,$(or $(KERNELS),off lockstat)); do VARIANT=$$v $(TOOLS)/kernel.sh || exit; done
@@ -58,4 +62,4 @@ clean:		## remove what has been built, keep the tree
 distclean:	## remove the build directory, with the tree
 	@$(TOOLS)/clean.sh tree
 
-.PHONY: help run check check-long mutants unused bench vm tree refresh kernel selftests deps clean distclean
+.PHONY: help run check check-long mutants unused builds bench vm tree refresh kernel selftests deps clean distclean

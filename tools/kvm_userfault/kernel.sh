@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # Configure and build the kernel for ARCH, and its headers. DEBUG=1: one with slow checks, DEBUG=kcsan:
 # one that looks for data races, VARIANT=lockstat: one that counts its locks, VARIANT=off: one
-# without CONFIG_KVM_USERFAULT, VARIANT=16k, 64k: arm64 with pages of that size.
+# without CONFIG_KVM_USERFAULT, VARIANT=16k, 64k: arm64 with pages of that size, VARIANT=modules, 32bit: x86
+# with KVM as modules, or of 32 bits.
 
 . "$(dirname "$0")/lib.sh"
 
@@ -18,19 +19,23 @@ fragments()
 
 kmake()
 {
-	make -C "$tree" O="$o" ARCH="$arch" CROSS_COMPILE="$cross" CC="$cc" HOSTCC="$hostcc" \
+	make -C "$tree" O="$o" ARCH="$kbuild_arch" CROSS_COMPILE="$cross" CC="$cc" HOSTCC="$hostcc" \
 		KBUILD_BUILD_TIMESTAMP=@0 KBUILD_BUILD_USER=kvm KBUILD_BUILD_HOST=userfault \
 		KBUILD_BUILD_VERSION=1 -s "$@"
 }
 
-# Each line of a fragment must have survived; Kconfig drops what lacks a dependency in silence.
+# Each line of a fragment must have survived; Kconfig drops what lacks a dependency in silence, and has no word
+# for what cannot be set.
 check_config()
 {
-	lost=$(fragments | grep -E '^(CONFIG_|# CONFIG_.* is not set)' |
-		awk -F'[ =]' '{ name = $1 == "#" ? $2 : $1; last[name] = $0 }
-			END { for (name in last) print last[name] }' |
-		grep -Fvx -f "$o/.config" | sort | tr '\n' ' ') || :
-	[ -z "$lost" ] || die "Kconfig dropped: $lost(a dependency is missing; see $o/.config)"
+	lost=$(fragments | awk '
+		/^CONFIG_/ { name = $1; sub(/=.*/, "", name); value = $0 }
+		/^# CONFIG_.* is not set/ { name = $2; value = "" }
+		!/^CONFIG_|^# CONFIG_.* is not set/ { next }
+		FILENAME == "-" { wanted[name] = value; next }
+		{ is[name] = value }
+		END { for (name in wanted) if (is[name] != wanted[name]) printf "%s ", name }' "$o/.config" -)
+	[ -z "$lost" ] || die "Kconfig wants otherwise: $lost(a dependency is missing, or forbids it; see $o/.config)"
 	if [ "$variant" = off ]; then
 		! grep -q 'CONFIG_KVM_USERFAULT=y' "$o/.config" || die "CONFIG_KVM_USERFAULT is set"
 	elif grep -q 'select KVM_USERFAULT$' "$tree/arch/$karch/kvm/Kconfig"; then
@@ -71,6 +76,8 @@ if up_to_date; then
 	exit
 fi
 touch "$o/built.new"
-step "build $flavour kernel" "$log" kmake -j"$jobs" "$(basename "$image")" headers
+set -- "$(basename "$image")" headers
+[ "$variant" != modules ] || set -- "$@" modules
+step "build $flavour kernel" "$log" kmake -j"$jobs" "$@"
 mv "$o/built.new" "$o/built"
 ! grep -i 'warning:' "$log" || say "" "(warnings above; see $log)"

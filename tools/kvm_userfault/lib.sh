@@ -27,7 +27,8 @@ die()
 }
 
 # Kernels other than the plain one: debug (DEBUG=1) with slow checks, kcsan (DEBUG=kcsan) that looks
-# for data races; off and lockstat, with which bench.sh compares; arm64 with larger pages, 16k and 64k.
+# for data races; off and lockstat, with which bench.sh compares; arm64 with larger pages, 16k and 64k; x86 of
+# 32bit and with KVM as modules, which are only built.
 case ${DEBUG:-} in
 ""|kcsan)	variant=${VARIANT:-${DEBUG:-}} ;;
 *)		variant=debug ;;
@@ -43,6 +44,8 @@ set_arch()
 	*)	die "ARCH=$arch: must be x86_64 or arm64" ;;
 	esac
 	[ "$(uname -m)" != aarch64 ] || [ "$arch" != arm64 ] || cross=
+	kbuild_arch=$arch
+	[ "$variant" != 32bit ] || kbuild_arch=i386
 	flavour=$arch${variant:+-$variant}
 	out=$build/$flavour
 	selftests=$build/$arch/selftests
