@@ -144,13 +144,16 @@ lint_make()
 		CHECK="sparse -D__typeof_unqual__=__typeof__" "$@"
 }
 
-# The objects of KVM that have lines of ours, as its Makefile calls them.
+# The objects of KVM that have lines of ours, as its Makefile calls them, but for those that the kernel has not.
 our_objects()
 {
 	{
 		overlay_patched
 		overlay_whole
-	} | sed -n "s|^\(arch/$karch/kvm/.*\)\.c\$|\1.o|p; s|^virt/kvm/\(.*\)\.c\$|arch/$karch/kvm/../../../virt/kvm/\1.o|p"
+	} | sed -n "s|^\(arch/$karch/kvm/.*\)\.c\$|\1.o|p; s|^virt/kvm/\(.*\)\.c\$|arch/$karch/kvm/../../../virt/kvm/\1.o|p" |
+		while read -r object; do
+			[ ! -e "$out/kernel/$object" ] || echo "$object"
+		done
 }
 
 # What the kernel's build has prepared need not be done again.
