@@ -50,7 +50,7 @@
 
 /* How many calls have to be interrupted, of how many at most, or killed. */
 #define NR_INTERRUPTED	20
-#define MAX_CALLS	1000
+#define MAX_CALLS	20000
 #define NR_KILLED	3
 
 /* How much a call may do before it looks for signals, without and with a bitmap. */
