@@ -1607,17 +1607,34 @@ KVM_ONE_VCPU_TEST_1G(userfault_hugepage, race_neighbours, guest_count)
 }
 
 /*
- * Everything that splits, collapses and unmaps, at the same time: the guest finds
- * what it has written, the kernel finds nothing to complain about, and in the end
- * all mappings are large.
+ * What the VMM does beside, again and again.
  */
 struct racer {
 	struct memory *m;
+	/* Of what it works on, in pages. */
+	u64 page;
 	pthread_t thread;
 	bool stop;
 	u64 rounds;
 };
 
+static void start_racer(struct racer *r, void *(*fn)(void *))
+{
+	TEST_ASSERT(!pthread_create(&r->thread, NULL, fn, r), "pthread_create() failed");
+}
+
+static void stop_racer(struct racer *r)
+{
+	WRITE_ONCE(r->stop, true);
+	TEST_ASSERT(!pthread_join(r->thread, NULL), "pthread_join() failed");
+	TEST_ASSERT(r->rounds, "A racer has done nothing");
+}
+
+/*
+ * Everything that splits, collapses and unmaps, at the same time: the guest finds
+ * what it has written, the kernel finds nothing to complain about, and in the end
+ * all mappings are large.
+ */
 static void *race_collapse(void *arg)
 {
 	struct racer *r = arg;
@@ -1676,20 +1693,16 @@ KVM_ONE_VCPU_TEST(userfault_hugepage, race_all, guest_count)
 
 	start_workers(w, vcpu, true);
 	wait_rounds(m.vm);
-	TEST_ASSERT(!pthread_create(&racers[0].thread, NULL, race_collapse, &racers[0]) &&
-		    !pthread_create(&racers[1].thread, NULL, race_arm, &racers[1]),
-		    "pthread_create() failed");
+	start_racer(&racers[0], race_collapse);
+	start_racer(&racers[1], race_arm);
 
 	for (i = 0; i < 5 * ARRAY_SIZE(flags); i++) {
 		set_flags(&m, flags[i % ARRAY_SIZE(flags)]);
 		usleep(10000);
 	}
 
-	for (i = 1; i >= 0; i--) {
-		WRITE_ONCE(racers[i].stop, true);
-		TEST_ASSERT(!pthread_join(racers[i].thread, NULL), "pthread_join() failed");
-		TEST_ASSERT(racers[i].rounds, "Racer %d has done nothing", i);
-	}
+	stop_racer(&racers[1]);
+	stop_racer(&racers[0]);
 	collapse(&m, 0, m.npages);
 	wait_rounds(m.vm);
 	if (has_sizes())
@@ -1701,38 +1714,32 @@ KVM_ONE_VCPU_TEST(userfault_hugepage, race_all, guest_count)
  * Both ends of the slot come and go, so that all of it seems to be on its way out:
  * what is between is none the less collapsed, and armed.
  */
-struct discarder {
-	void *hva;
-	pthread_t thread;
-	bool stop;
-	u64 rounds;
-};
-
 static void *discard(void *arg)
 {
-	struct discarder *d = arg;
+	struct racer *r = arg;
+	void *hva = (void *)r->m->hva + r->page * PSZ;
 
-	while (!READ_ONCE(d->stop)) {
-		kvm_madvise(d->hva, BLOCK * PSZ, MADV_POPULATE_WRITE);
-		kvm_madvise(d->hva, BLOCK * PSZ, MADV_DONTNEED);
-		WRITE_ONCE(d->rounds, d->rounds + 1);
+	while (!READ_ONCE(r->stop)) {
+		kvm_madvise(hva, BLOCK * PSZ, MADV_POPULATE_WRITE);
+		kvm_madvise(hva, BLOCK * PSZ, MADV_DONTNEED);
+		WRITE_ONCE(r->rounds, r->rounds + 1);
 	}
 	return NULL;
 }
 
 KVM_ONE_VCPU_TEST(userfault_hugepage, collapse_between_discards, guest_touch)
 {
-	struct discarder d[2] = { };
 	struct memory m;
+	struct racer d[2] = { { .m = &m }, { .m = &m, .page = 2 * BLOCK } };
+	void *hva;
 	int i;
 
 	add_memory(&m, vcpu, ANON_THP, 3 * BLOCK, MEM_UF);
 	for (i = 0; i < 2; i++) {
-		d[i].hva = (void *)m.hva + 2 * i * BLOCK * PSZ;
-		kvm_madvise(d[i].hva, BLOCK * PSZ, MADV_NOHUGEPAGE);
-		kvm_madvise(d[i].hva, BLOCK * PSZ, MADV_DONTNEED);
-		TEST_ASSERT(!pthread_create(&d[i].thread, NULL, discard, &d[i]),
-			    "pthread_create() failed");
+		hva = (void *)m.hva + d[i].page * PSZ;
+		kvm_madvise(hva, BLOCK * PSZ, MADV_NOHUGEPAGE);
+		kvm_madvise(hva, BLOCK * PSZ, MADV_DONTNEED);
+		start_racer(&d[i], discard);
 	}
 
 	touch(&m, TOUCH_WRITE, BLOCK, 1);
@@ -1748,10 +1755,8 @@ KVM_ONE_VCPU_TEST(userfault_hugepage, collapse_between_discards, guest_touch)
 	}
 	assert_events(&m, i, i);
 
-	for (i = 0; i < 2; i++) {
-		WRITE_ONCE(d[i].stop, true);
-		TEST_ASSERT(!pthread_join(d[i].thread, NULL), "pthread_join() failed");
-	}
+	for (i = 0; i < 2; i++)
+		stop_racer(&d[i]);
 }
 
 /*

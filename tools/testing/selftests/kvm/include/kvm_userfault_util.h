@@ -274,7 +274,7 @@ static inline int uffd_register(void *hva, u64 size, u64 mode, u64 features, int
 	int uffd;
 
 	uffd = syscall(__NR_userfaultfd, O_CLOEXEC | flags);
-	__TEST_REQUIRE(uffd >= 0, "No userfaultfd, errno %d", errno);
+	TEST_ASSERT(uffd >= 0, "userfaultfd: errno %d", errno);
 	kvm_ioctl(uffd, UFFDIO_API, &api);
 	kvm_ioctl(uffd, UFFDIO_REGISTER, &reg);
 	return uffd;
