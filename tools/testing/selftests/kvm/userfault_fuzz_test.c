@@ -311,7 +311,7 @@ static void create_vm(void)
 	max_size = (vm->max_gfn << vm->page_shift) - HUGE_GPA;
 	huge_size = 1ull << 40;
 #ifdef __x86_64__
-	if (!kvm_is_tdp_enabled() || !get_kvm_param_bool("tdp_mmu"))
+	if (!has_tdp_mmu())
 		huge_size = 1ull << 34;
 #endif
 	huge_size = min(huge_size, max_size);

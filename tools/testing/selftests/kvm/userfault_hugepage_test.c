@@ -132,7 +132,7 @@ struct memory {
 static bool in_place(void)
 {
 #ifdef __x86_64__
-	return kvm_is_tdp_enabled() && get_kvm_param_bool("tdp_mmu");
+	return has_tdp_mmu();
 #else
 	return false;
 #endif

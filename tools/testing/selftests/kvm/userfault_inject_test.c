@@ -487,7 +487,7 @@ TEST_F_TIMEOUT(inject, slots, TEST_SECONDS)
 static bool splits_in_place(void)
 {
 #ifdef __x86_64__
-	return kvm_is_tdp_enabled() && get_kvm_param_bool("tdp_mmu");
+	return has_tdp_mmu();
 #else
 	return true;
 #endif

@@ -637,7 +637,7 @@ static void set_up(bool huge)
 	}
 	vcpu_args_set(vcpu, 1, 0);
 #ifdef __x86_64__
-	compare_sizes = huge && kvm_is_tdp_enabled() && get_kvm_param_bool("tdp_mmu");
+	compare_sizes = huge && has_tdp_mmu();
 #endif
 }
 

@@ -1343,7 +1343,7 @@ KVM_ONE_VCPU_TEST(userfault_resolve, private_memory, NULL)
 	u64 i, *hva;
 
 	/* It comes with the TDP MMU only. */
-	if (!kvm_is_tdp_enabled() || !get_kvm_param_bool("tdp_mmu")) {
+	if (!has_tdp_mmu()) {
 		TEST_ASSERT(!has_private_memory(), "Private memory without the TDP MMU");
 		return;
 	}

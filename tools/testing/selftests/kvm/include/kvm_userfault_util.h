@@ -36,7 +36,7 @@
 #define KVM_ONE_VCPU_TEST_1G(suite, test, guestcode)			\
 static void __suite##_##test(struct kvm_vcpu *vcpu);			\
 									\
-TEST_F_TIMEOUT(suite, test, 480)					\
+TEST_F_TIMEOUT(suite, test, 240)					\
 {									\
 	vcpu_arch_set_entry_point(self->vcpu, guestcode);		\
 	__suite##_##test(self->vcpu);					\
@@ -243,6 +243,21 @@ static inline struct kvm_vm *vm_create_barebones_of_type(unsigned long type)
 	vm->type = type;
 	kvm_vm_restart(vm);
 	return vm;
+}
+#endif
+
+#ifdef __x86_64__
+/*
+ * Large mappings are split and collapse without unmapping anything.  Asked for again and
+ * again by tests; to open the parameters takes milliseconds with KASAN and lockdep.
+ */
+static inline bool has_tdp_mmu(void)
+{
+	static int has = -1;
+
+	if (has < 0)
+		has = kvm_is_tdp_enabled() && get_kvm_param_bool("tdp_mmu");
+	return has;
 }
 #endif
 

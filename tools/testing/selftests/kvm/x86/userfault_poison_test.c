@@ -248,11 +248,6 @@ struct vmm {
 	u64 base_4k;
 };
 
-static bool in_place(void)
-{
-	return kvm_is_tdp_enabled() && get_kvm_param_bool("tdp_mmu");
-}
-
 static void enable_mce(struct kvm_vcpu *vcpu)
 {
 	u64 supported, cap;
@@ -506,12 +501,12 @@ static void vmm_assert_sizes(struct vmm *vmm)
 		else if (block_poisoned(vmm, block, BLOCK))
 			want_4k += BLOCK;
 		else
-			want_2m += in_place() || block_used(vmm, block);
+			want_2m += has_tdp_mmu() || block_used(vmm, block);
 	}
 
 	TEST_ASSERT_EQ(vm_get_stat(vmm->vm, pages_1g), want_1g);
 	TEST_ASSERT_EQ(vm_get_stat(vmm->vm, pages_2m), want_2m);
-	if (in_place())
+	if (has_tdp_mmu())
 		TEST_ASSERT_EQ(vm_get_stat(vmm->vm, pages_4k) - vmm->base_4k,
 			       want_4k - vmm->nr_poisoned);
 }
@@ -573,7 +568,7 @@ static void vmm_poison_and_check(struct vmm *vmm, u64 i)
 	}
 	TEST_ASSERT_EQ(vmm_exits(vmm), exits + vmm->nr_vcpus);
 	TEST_ASSERT_EQ(READ_ONCE(page->hva->written), written);
-	if (in_place())
+	if (has_tdp_mmu())
 		TEST_ASSERT_EQ(vmm_faults(vmm), faults + vmm->nr_vcpus);
 	vmm_assert_sizes(vmm);
 }
@@ -627,7 +622,7 @@ static void test_poison(struct kvm_vcpu *vcpu, u64 huge, u64 nr, const u64 *bloc
 	vmm_poison_and_check(&vmm, FIRST(0) + PAGES_PER_BLOCK - 1);
 	vmm_poison_and_check(&vmm, FIRST(nr_blocks - 1) + 4);
 	splits = vm_get_stat(vm, userfault_splits) - splits;
-	TEST_ASSERT_EQ(splits, in_place() ? 3 + (huge == BLOCK_1G ? nr : 0) : 0);
+	TEST_ASSERT_EQ(splits, has_tdp_mmu() ? 3 + (huge == BLOCK_1G ? nr : 0) : 0);
 
 	/* No 2M before the last of a block, no 1G before the last of all. */
 	vmm_unpoison_and_check(&vmm, FIRST(1) + 3);
@@ -637,7 +632,7 @@ static void test_poison(struct kvm_vcpu *vcpu, u64 huge, u64 nr, const u64 *bloc
 	vmm_unpoison_and_check(&vmm, FIRST(0) + PAGES_PER_BLOCK - 1);
 	collapses = vm_get_stat(vm, userfault_collapses) - collapses;
 	TEST_ASSERT_EQ(vmm.nr_poisoned, 0);
-	TEST_ASSERT_EQ(collapses, in_place() ? 3 : 0);
+	TEST_ASSERT_EQ(collapses, has_tdp_mmu() ? 3 : 0);
 
 	/* And all of that is repeatable. */
 	vmm_poison_and_check(&vmm, FIRST(1) + 3);
@@ -1038,7 +1033,7 @@ static void test_nested(struct kvm_vcpu *vcpu, u64 huge, const u64 *blocks, int 
 	TEST_ASSERT_EQ(vmm_exits(&vmm), exits);
 
 	/* Only L2 touches them now: L1's come back if they do so in place. */
-	if (!in_place())
+	if (!has_tdp_mmu())
 		huge == BLOCK ? (had_2m /= 2) : (had_1g /= 2);
 	if (huge == BLOCK)
 		TEST_ASSERT_EQ(vm_get_stat(vm, pages_2m), had_2m);

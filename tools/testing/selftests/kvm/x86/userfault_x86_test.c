@@ -858,7 +858,7 @@ static struct kvm_vm *create_private_vm(struct kvm_vcpu **vcpu, void *guest_code
 	struct kvm_vm *vm;
 
 	/* It comes with the TDP MMU only. */
-	if (!kvm_is_tdp_enabled() || !get_kvm_param_bool("tdp_mmu")) {
+	if (!has_tdp_mmu()) {
 		TEST_ASSERT(!has_private_memory(), "Private memory without the TDP MMU");
 		return NULL;
 	}
