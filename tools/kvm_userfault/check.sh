@@ -217,7 +217,7 @@ debug_tests()
 }
 
 # listed "ARCH..." [NAME...]: lines of the list, all or with these names, for these architectures and the
-# kernel at hand.
+# kernel at hand; one with slow checks has twice the time.
 listed()
 {
 	listed_archs=" all $1 "
@@ -225,7 +225,9 @@ listed()
 	sed 's/#.*//' "$tests" | awk -v archs="$listed_archs" -v variant="$variant" -v only=" $* " '
 		sub(/-debug(-long)?$/, "", $1) && variant != "debug" { next }
 		{ sub(/\+debug$/, "", $1) }
-		NF && index(archs, " " $1 " ") && (only == "  " || index(only, " " $2 " "))'
+		!NF || !index(archs, " " $1 " ") || (only != "  " && !index(only, " " $2 " ")) { next }
+		variant == "debug" || variant == "kcsan" { $3 *= 2 }
+		{ print }'
 }
 
 # The tests of tests.list, one boot for all that have the same kernel parameters.
