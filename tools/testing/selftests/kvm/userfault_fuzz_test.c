@@ -3,15 +3,17 @@
  * Hostile input for KVM userfault: the two ioctls, and resolves on KVM_RUN.
  *
  * Threads call the ioctls with structs that are nearly right, or not at all, whose
- * pointers lead to memory that is missing, read-only, comes and goes, or belongs to
- * nobody, for ranges from a page to the whole address space, among them a memslot
- * of a size that no machine has.  Another thread scribbles over the kvm_run of a
- * vCPU that resolves its exits.
+ * pointers lead to memory that is missing, read-only, comes and goes, waits for
+ * userfaultfd, or belongs to nobody, for ranges from a page to the whole address
+ * space, among them a memslot of a size that no machine has.  Another thread scribbles
+ * over the kvm_run of a vCPU that resolves its exits.  And another process, which has
+ * the VM's file from its parent, may do nothing.
  *
  * Little can be said of what comes of it, but that it is one of few errors, and that
  * - what nobody may touch stays as it is: a memslot that is armed, and that neither
  *   a range nor a resolve, at most 2 MiB around a fault, can reach;
- * - a vCPU that touches nothing of all that goes on undisturbed;
+ * - a vCPU that touches nothing of all that goes on undisturbed, and never stands
+ *   still for long;
  * - afterwards all works as ever.
  * The rest is for the kernel to complain about.
  *
@@ -23,6 +25,7 @@
  * What can be counted is counted: time means little where all is emulated.
  */
 #include <errno.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -36,6 +39,7 @@
 #include <unistd.h>
 
 #include <linux/sizes.h>
+#include <linux/userfaultfd.h>
 
 #include "kvm_syscalls.h"
 #include "kvm_userfault_util.h"
@@ -57,6 +61,9 @@
 #define CHUNK_SIZE	((u64)SZ_1G)
 #define CHUNK_PAGES	4096UL
 
+/* How long a vCPU that nobody disturbs may stand still: a second, and what emulation adds. */
+#define MAX_STALL_NS	(10 * NSEC_PER_SEC)
+
 /* How often a vCPU has to get its page back while all of the memslot is armed once. */
 #define NR_TAKEN	4
 
@@ -69,9 +76,10 @@
 static struct kvm_vm *vm;
 static struct kvm_vcpu *vcpus[2];
 static u64 psz, huge_size;
-static void *maps[4], *plain_mem;
+static void *maps[5], *plain_mem;
+static int uffd;
 static bool stop, stop_scribbling;
-static u64 nr_calls, nr_good, nr_runs, nr_exits, nr_taken, longest_ns;
+static u64 nr_calls, nr_good, nr_runs, nr_exits, nr_taken, nr_served, longest_ns;
 static u64 guest_rounds, guest_nr_pages = NR_PAGES, guest_psz, guest_stop;
 
 /* Touch all of the memory that is fuzzed, for ever. */
@@ -152,6 +160,19 @@ static u64 random_pointer(struct guest_random_state *rng)
 	}
 }
 
+static struct kvm_userfault_range random_range(struct guest_random_state *rng, bool set)
+{
+	struct kvm_userfault_range range = {
+		.gpa = random_gpa(rng),
+		.size = random_size(rng),
+		.flags = set ? rnd(rng, USERFAULT_SET_FLAGS + 1) : 0,
+	};
+
+	if (range.flags & KVM_USERFAULT_BITMAP || !set)
+		range.bitmap = random_pointer(rng);
+	return range;
+}
+
 static bool overlaps_quiet(const struct kvm_userfault_range *range)
 {
 	u64 end = range->gpa + range->size;
@@ -171,12 +192,7 @@ static void *fuzz(void *arg)
 	while (!READ_ONCE(stop)) {
 		bool set = rnd(&rng, 3);
 
-		memset(&good, 0, sizeof(good));
-		good.gpa = random_gpa(&rng);
-		good.size = random_size(&rng);
-		good.flags = set ? rnd(&rng, USERFAULT_SET_FLAGS + 1) : 0;
-		if (good.flags & KVM_USERFAULT_BITMAP || !set)
-			good.bitmap = random_pointer(&rng);
+		good = random_range(&rng, set);
 		if (!rnd(&rng, 10))
 			words[rnd(&rng, sizeof(good) / sizeof(u64))] = guest_random_u64(&rng);
 		if (set && overlaps_quiet(&good))
@@ -213,10 +229,53 @@ static void *remap(void *arg)
 	for (i = 0; !READ_ONCE(stop); i++) {
 		mprotect(maps[3] + i % 16 * SZ_64K, SZ_64K, prots[i % 3]);
 		if (!(i % 7))
-			madvise(maps[3], SZ_1M, MADV_DONTNEED);
+			madvise(maps[3 + i % 2], SZ_1M, MADV_DONTNEED);
 		usleep(50);
 	}
 	return NULL;
+}
+
+/* Let who waits for a page of the last mapping go on, some later than others. */
+static void *serve_uffd(void *arg)
+{
+	struct pollfd poll_uffd = { .fd = uffd, .events = POLLIN };
+	struct uffdio_zeropage zero;
+	struct uffd_msg msg;
+
+	while (!READ_ONCE(stop_scribbling)) {
+		if (poll(&poll_uffd, 1, 10) <= 0 || read(uffd, &msg, sizeof(msg)) < 0)
+			continue;
+
+		TEST_ASSERT_EQ(msg.event, UFFD_EVENT_PAGEFAULT);
+		if (!(++nr_served % 3))
+			usleep(1000);
+		zero = (struct uffdio_zeropage) {
+			.range.start = msg.arg.pagefault.address & -(u64)getpagesize(),
+			.range.len = getpagesize(),
+		};
+		TEST_ASSERT(!ioctl(uffd, UFFDIO_ZEROPAGE, &zero) || errno == EEXIST ||
+			    errno == EAGAIN, "UFFDIO_ZEROPAGE: errno %d", errno);
+		/* If the page was there, or mappings were changing, let it look again. */
+		ioctl(uffd, UFFDIO_WAKE, &zero.range);
+	}
+	return NULL;
+}
+
+/* The VM is its creator's: no call is even looked at, for as long as this lives. */
+static void foreign_process(u32 seed)
+{
+	struct guest_random_state rng = new_guest_random_state(seed);
+	struct kvm_userfault_range range;
+	bool set;
+
+	for (;;) {
+		set = rnd(&rng, 3);
+		range = random_range(&rng, set);
+		if (!ioctl(vm->fd, set ? KVM_SET_USERFAULT_RANGE : KVM_GET_USERFAULT_RANGE,
+			   &range) || errno != EIO)
+			_exit(1);
+		usleep(1000);
+	}
 }
 
 static void *scribble(void *arg)
@@ -538,12 +597,37 @@ static void check_quiet(void)
 		TEST_ASSERT(armed[i / 8] & BIT(i % 8), "Page %lu is clear", i);
 }
 
+/* See the vCPU that nobody disturbs go on, for a second. */
+static void watch_bystander(u64 *rounds, u64 *stall_ns)
+{
+	u64 before = READ_ONCE(*rounds), now, ns;
+	struct timespec start, last;
+	bool stood;
+
+	clock_gettime(CLOCK_MONOTONIC, &start);
+	last = start;
+	do {
+		usleep(1000);
+		ns = timespec_to_ns(timespec_elapsed(last));
+		*stall_ns = max(*stall_ns, ns);
+		TEST_ASSERT(ns < MAX_STALL_NS, "The other vCPU stands still for %lu ns", ns);
+
+		now = READ_ONCE(*rounds);
+		stood = now == before;
+		if (!stood) {
+			before = now;
+			clock_gettime(CLOCK_MONOTONIC, &last);
+		}
+	} while (stood || timespec_to_ns(timespec_elapsed(start)) < NSEC_PER_SEC);
+}
+
 int main(int argc, char *argv[])
 {
 	u32 seed = time(NULL) ^ getpid() << 16;
-	int opt, i, seconds = 10;
-	pthread_t threads[NR_FUZZERS + 1], scribbler, victim, bystander;
-	u64 *rounds, before;
+	int opt, i, status, seconds = 10;
+	pthread_t threads[NR_FUZZERS + 1], scribbler, server, victim, bystander;
+	u64 *rounds, stall_ns = 0;
+	pid_t foreigner;
 
 	while ((opt = getopt(argc, argv, "hr:s:")) != -1) {
 		switch (opt) {
@@ -569,9 +653,16 @@ int main(int argc, char *argv[])
 	for (i = 0; i < ARRAY_SIZE(maps); i++)
 		maps[i] = map_with_end(i == 1 ? PROT_READ : i == 2 ? PROT_NONE :
 				       PROT_READ | PROT_WRITE);
+	uffd = uffd_register(maps[4], SZ_1M, UFFDIO_REGISTER_MODE_MISSING, 0, O_NONBLOCK);
 	rounds = addr_gva2hva(vm, (gva_t)&guest_rounds);
 
+	foreigner = fork();
+	TEST_ASSERT(foreigner >= 0, "fork(): errno %d", errno);
+	if (!foreigner)
+		foreign_process(seed + 3 + NR_FUZZERS);
+
 	pthread_create(&bystander, NULL, run_bystander, NULL);
+	pthread_create(&server, NULL, serve_uffd, NULL);
 	pthread_create(&victim, NULL, run_victim, (void *)(seed + 1ul));
 	pthread_create(&scribbler, NULL, scribble, (void *)(seed + 2ul));
 	pthread_create(&threads[0], NULL, remap, NULL);
@@ -579,13 +670,14 @@ int main(int argc, char *argv[])
 		pthread_create(&threads[i], NULL, fuzz, (void *)(seed + 2ul + i));
 
 	/* However slow it is, all of them get something done. */
-	for (i = 0; i < seconds || READ_ONCE(nr_calls) < 200 || READ_ONCE(nr_exits) < 20; i++) {
-		before = READ_ONCE(*rounds);
-		sleep(1);
+	for (i = 0; i < seconds || READ_ONCE(nr_calls) < 200 || READ_ONCE(nr_exits) < 20 ||
+	     READ_ONCE(nr_served) < 5; i++) {
+		watch_bystander(rounds, &stall_ns);
 		check_quiet();
-		while (READ_ONCE(*rounds) == before)
-			usleep(1000);
 	}
+	TEST_ASSERT(!waitpid(foreigner, &status, WNOHANG), "Another process has been obeyed");
+	kill(foreigner, SIGKILL);
+	waitpid(foreigner, &status, 0);
 
 	WRITE_ONCE(stop, true);
 	for (i = 0; i <= NR_FUZZERS; i++)
@@ -594,6 +686,7 @@ int main(int argc, char *argv[])
 	pthread_join(victim, NULL);
 	WRITE_ONCE(stop_scribbling, true);
 	pthread_join(scribbler, NULL);
+	pthread_join(server, NULL);
 	check_quiet();
 
 	/* All as ever: clear, run; arm, exit. */
@@ -607,8 +700,10 @@ int main(int argc, char *argv[])
 	write_guest_global(vm, guest_stop, 1);
 	pthread_join(bystander, NULL);
 
-	printf("%lu calls, %lu of them fine, the longest %lu ms; %lu runs, %lu exits; %lu rounds\n",
-	       nr_calls, nr_good, longest_ns / 1000000, nr_runs, nr_exits, *rounds);
+	printf("%lu calls, %lu of them fine, the longest %lu ms, %lu pages by userfaultfd; %lu runs, %lu exits; %lu rounds, the longest %lu ms\n",
+	       nr_calls, nr_good, longest_ns / 1000000, nr_served, nr_runs, nr_exits, *rounds,
+	       stall_ns / 1000000);
+	close(uffd);
 	kvm_vm_free(vm);
 	return 0;
 }
