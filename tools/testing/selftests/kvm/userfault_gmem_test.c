@@ -39,8 +39,6 @@
 /* Where in the file the slot begins, in pages: not where its gpa would have it. */
 #define FILE_OFFSET	3UL
 
-#define TEST_SECONDS	120
-
 /* How long a vCPU may take for what it has to do. */
 #define WAIT_SECONDS	30
 
@@ -438,7 +436,7 @@ FIXTURE_TEARDOWN(gmem)
 }
 
 /* Nothing is ever armed: the flag alone is of no concern to the guest. */
-TEST_F_TIMEOUT(gmem, toggle_running, TEST_SECONDS)
+TEST_F(gmem, toggle_running)
 {
 	int i;
 
@@ -450,7 +448,7 @@ TEST_F_TIMEOUT(gmem, toggle_running, TEST_SECONDS)
 }
 
 /* vCPUs fault on all of their memory while the flag comes and goes. */
-TEST_F_TIMEOUT(gmem, toggle_faulting, TEST_SECONDS)
+TEST_F(gmem, toggle_faulting)
 {
 	int i, j;
 
@@ -467,7 +465,7 @@ TEST_F_TIMEOUT(gmem, toggle_faulting, TEST_SECONDS)
 }
 
 /* The armed state goes with the flag, and lets go whoever waits for it. */
-TEST_F_TIMEOUT(gmem, toggle_drops_armed, TEST_SECONDS)
+TEST_F(gmem, toggle_drops_armed)
 {
 	int i;
 
@@ -504,7 +502,7 @@ static void assert_stuck(struct _test_data_gmem *self)
 }
 
 /* While pages are armed no vCPU gets on; then it finds them as it left them. */
-TEST_F_TIMEOUT(gmem, arm_running, TEST_SECONDS)
+TEST_F(gmem, arm_running)
 {
 	int i;
 
@@ -528,7 +526,7 @@ TEST_F_TIMEOUT(gmem, arm_running, TEST_SECONDS)
  * one of them maps nevertheless has no exit when it is touched again, and never
  * gets cleared.
  */
-TEST_F_TIMEOUT(gmem, arm_faulting, TEST_SECONDS)
+TEST_F(gmem, arm_faulting)
 {
 	struct timespec start;
 	int i, j;
@@ -556,7 +554,7 @@ TEST_F_TIMEOUT(gmem, arm_faulting, TEST_SECONDS)
 }
 
 /* Each page is fetched once, by one exit. */
-TEST_F_TIMEOUT(gmem, demand_paging, TEST_SECONDS)
+TEST_F(gmem, demand_paging)
 {
 	struct vcpu_thread *t;
 	int i;
@@ -608,7 +606,7 @@ TEST_F(gmem, exact_exits)
 }
 
 /* Whatever differs but the flag is refused and changes nothing. */
-TEST_F_TIMEOUT(gmem, bad_change, TEST_SECONDS)
+TEST_F(gmem, bad_change)
 {
 	enum { SAME_FD, OTHER_FD, OTHER_VM_FD, NO_GMEM_FD, CLOSED_FD, NO_FD };
 	u64 ps = self->page_size, offset = FILE_OFFSET * ps;
@@ -755,7 +753,7 @@ static void *close_file(void *arg)
 }
 
 /* The file is closed while the flag is toggled and vCPUs use the memory. */
-TEST_F_TIMEOUT(gmem, fd_closed_race, TEST_SECONDS)
+TEST_F(gmem, fd_closed_race)
 {
 	pthread_t thread;
 	int i, j, r, fd;
@@ -800,7 +798,7 @@ static void *punch_holes(void *arg)
 }
 
 /* Memory is taken away underneath, while the flag and armed pages come and go. */
-TEST_F_TIMEOUT(gmem, punch_hole_race, TEST_SECONDS)
+TEST_F(gmem, punch_hole_race)
 {
 	pthread_t thread;
 	int i;

@@ -567,7 +567,7 @@ KVM_ONE_VCPU_TEST(userfault_hugepage, sizes_hugetlb, guest_touch)
 }
 
 /* 1G pages: 2M for its blocks without armed pages, 4K for those with. */
-KVM_ONE_VCPU_TEST_1G(userfault_hugepage, sizes_hugetlb_1g, guest_touch)
+KVM_ONE_VCPU_TEST(userfault_hugepage, sizes_hugetlb_1g, guest_touch)
 {
 	const u64 armed[] = { 0, BLOCK_1G / 2 + 5, BLOCK_1G - 1 };
 	struct memory m;
@@ -697,22 +697,22 @@ static void test_split(struct kvm_vcpu *vcpu, enum backing backing)
 	touch_armed(&m, TOUCH_WRITE, 2 * BLOCK + 128);
 }
 
-KVM_ONE_VCPU_TEST_1G(userfault_hugepage, split_thp, guest_touch)
+KVM_ONE_VCPU_TEST(userfault_hugepage, split_thp, guest_touch)
 {
 	test_split(vcpu, ANON_THP);
 }
 
-KVM_ONE_VCPU_TEST_1G(userfault_hugepage, split_shmem, guest_touch)
+KVM_ONE_VCPU_TEST(userfault_hugepage, split_shmem, guest_touch)
 {
 	test_split(vcpu, SHMEM_THP);
 }
 
-KVM_ONE_VCPU_TEST_1G(userfault_hugepage, split_hugetlb, guest_touch)
+KVM_ONE_VCPU_TEST(userfault_hugepage, split_hugetlb, guest_touch)
 {
 	test_split(vcpu, HUGETLB_2M);
 }
 
-KVM_ONE_VCPU_TEST_1G(userfault_hugepage, split_hugetlb_1g, guest_touch)
+KVM_ONE_VCPU_TEST(userfault_hugepage, split_hugetlb_1g, guest_touch)
 {
 	struct memory m;
 	u64 faults;
@@ -879,7 +879,7 @@ KVM_ONE_VCPU_TEST(userfault_hugepage, collapse_hugetlb, guest_touch)
 	test_collapse(vcpu, HUGETLB_2M);
 }
 
-KVM_ONE_VCPU_TEST_1G(userfault_hugepage, collapse_hugetlb_1g, guest_touch)
+KVM_ONE_VCPU_TEST(userfault_hugepage, collapse_hugetlb_1g, guest_touch)
 {
 	const u64 a = 77 * BLOCK + 5, b = 78 * BLOCK + 5, c = 78 * BLOCK + 6;
 	struct memory m;
@@ -1314,7 +1314,7 @@ KVM_ONE_VCPU_TEST(userfault_hugepage, drop_flag, guest_touch)
 	assert_sizes(&m, 0, 0, NR_BLOCKS);
 }
 
-KVM_ONE_VCPU_TEST_1G(userfault_hugepage, drop_flag_1g, guest_touch)
+KVM_ONE_VCPU_TEST(userfault_hugepage, drop_flag_1g, guest_touch)
 {
 	struct memory m;
 
@@ -1562,7 +1562,7 @@ static u64 all_faults(struct worker *w)
  * fault.  Collapse does take away the small mappings before it flushes: a vCPU
  * that is just walking them faults, inside KVM.
  */
-KVM_ONE_VCPU_TEST_1G(userfault_hugepage, race_neighbours, guest_count)
+KVM_ONE_VCPU_TEST(userfault_hugepage, race_neighbours, guest_count)
 {
 	const u64 pages[] = { 0, 99, 101, BLOCK - 1, BLOCK };
 	struct memory m = {

@@ -658,7 +658,7 @@ static void *race_arm(void *arg)
 	}
 }
 
-KVM_ONE_VCPU_TEST_1G(userfault_resolve, arm_in_progress, guest_ops)
+KVM_ONE_VCPU_TEST(userfault_resolve, arm_in_progress, guest_ops)
 {
 	struct kvm_vm *vm = vcpu->vm;
 	struct armer a = { .vm = vm };
@@ -975,7 +975,7 @@ static u64 next_page(const unsigned long *bitmap, u64 page, bool armed)
 	return page;
 }
 
-KVM_ONE_VCPU_TEST_1G(userfault_resolve, hostile_values, guest_ops)
+KVM_ONE_VCPU_TEST(userfault_resolve, hostile_values, guest_ops)
 {
 	unsigned long bitmap[ALL_PAGES / BITS_PER_LONG];
 	struct hostile h = { .run = vcpu->run };

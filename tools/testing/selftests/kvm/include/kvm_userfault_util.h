@@ -29,19 +29,9 @@
 	(KVM_MEMORY_EXIT_FLAG_READ | KVM_MEMORY_EXIT_FLAG_WRITE |	\
 	 KVM_MEMORY_EXIT_FLAG_EXEC)
 
-/*
- * KVM_ONE_VCPU_TEST() for what may need more than the harness's 30 seconds: the
- * kernel clears pages of 1G, or of 512M, which takes its time if the CPU is emulated.
- */
-#define KVM_ONE_VCPU_TEST_1G(suite, test, guestcode)			\
-static void __suite##_##test(struct kvm_vcpu *vcpu);			\
-									\
-TEST_F_TIMEOUT(suite, test, 240)					\
-{									\
-	vcpu_arch_set_entry_point(self->vcpu, guestcode);		\
-	__suite##_##test(self->vcpu);					\
-}									\
-static void __suite##_##test(struct kvm_vcpu *vcpu)
+/* Emulated, and with slow checks, a kernel takes longer than the harness has patience. */
+#undef TEST_TIMEOUT_DEFAULT
+#define TEST_TIMEOUT_DEFAULT	240
 
 /*
  * No test needs arm64's vGIC, whose initialisation is the end of adding vCPUs.  Pages

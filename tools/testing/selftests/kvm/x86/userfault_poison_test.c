@@ -653,7 +653,7 @@ KVM_ONE_VCPU_TEST(userfault_poison, hugetlb_2m, guest_code)
 }
 
 /* Blocks all over a page of 1G, and, if the host can afford it, in a second one. */
-KVM_ONE_VCPU_TEST_1G(userfault_poison, hugetlb_1g, guest_code)
+KVM_ONE_VCPU_TEST(userfault_poison, hugetlb_1g, guest_code)
 {
 	const u64 blocks[] = { 0, 1, 300, BLOCK - 1, BLOCK + 77 };
 	u64 nr = nr_free_huge(BLOCK_1G) < 2 ? 1 : 2;
@@ -1068,7 +1068,7 @@ KVM_ONE_VCPU_TEST(userfault_poison, nested_2m, l1_guest_code)
 	test_nested_huge(vcpu, BLOCK, false);
 }
 
-KVM_ONE_VCPU_TEST_1G(userfault_poison, nested_1g, l1_guest_code)
+KVM_ONE_VCPU_TEST(userfault_poison, nested_1g, l1_guest_code)
 {
 	test_nested_huge(vcpu, BLOCK_1G, false);
 }
@@ -1078,7 +1078,7 @@ KVM_ONE_VCPU_TEST(userfault_poison, nested_tdp_2m, l1_guest_code)
 	test_nested_huge(vcpu, BLOCK, true);
 }
 
-KVM_ONE_VCPU_TEST_1G(userfault_poison, nested_tdp_1g, l1_guest_code)
+KVM_ONE_VCPU_TEST(userfault_poison, nested_tdp_1g, l1_guest_code)
 {
 	test_nested_huge(vcpu, BLOCK_1G, true);
 }
