@@ -1,8 +1,9 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-only
 # Run what is random for long, on kernels with slow checks: all userfault tests once, and stress,
-# model and fuzz for MINUTES= (60) in all. KERNELS=, by default "debug", may have "kcsan" as well.
-# Before that, what Coccinelle and clang-tidy find in the code.
+# model and fuzz for MINUTES= (60) in all, on each of KERNELS=: "debug", and on x86_64 "kcsan" as well.
+# Besides, what Coccinelle and clang-tidy find in the code, and builds: without CONFIG_KVM_USERFAULT, and on x86_64
+# KVM as modules and for hosts of 32 bits.
 # A seed that something fails with is in its log.
 # Results as of check.sh, in build/check-long.ARCH-KERNEL.tap.
 
@@ -19,6 +20,7 @@ all	userfault_long_thp		4  -             -        ./userfault_stress_test -v 8 -
 all	userfault_long_hugetlb		4  -             huge=64  ./userfault_stress_test -v 2 -t 2 -b anonymous_hugetlb_2mb
 all	userfault_long_shmem		2  -             -        ./userfault_stress_test -v 3 -b shmem
 all	userfault_long_gmem		2  -             -        ./userfault_stress_test -v 4 -b guest_memfd
+all	userfault_long_smp		4  smp=8         huge=64  ./userfault_stress_test -v 8 -b anonymous_hugetlb_2mb
 x86_64	userfault_long_private		2  -             -        ./userfault_stress_test -v 4 -p
 all	userfault_long_model		3  -             huge=64  ./userfault_model_test -o 100
 all	userfault_long_fuzz		3  -             -        ./userfault_fuzz_test
@@ -51,10 +53,21 @@ look_with()
 	cat "$log"
 }
 
+# also COMMAND LABEL: one of make's, for the plain kernel.
+also()
+{
+	log=$logs/$1-$arch.log
+	try "$2" "$log" env -u DEBUG make "$1" || { tail -n 15 "$log"; bad=1; }
+}
+
 bad=0
 "$here/tree.sh"
+also unused "without CONFIG_KVM_USERFAULT, $arch"
+[ "$arch" != x86_64 ] || also builds "KVM as modules, and for 32 bits"
 look_with coccinelle
-for kernel_kind in ${KERNELS:-debug}; do
+kernels=debug
+[ "$arch" != x86_64 ] || kernels="debug kcsan"
+for kernel_kind in ${KERNELS:-$kernels}; do
 	case $kernel_kind in
 	debug)	DEBUG=1 ;;
 	kcsan)	DEBUG=kcsan ;;
