@@ -7,8 +7,9 @@
  * an exit that may be pending, and how large the mappings are.  Random sequences
  * of operations, with valid and invalid arguments, are done with KVM and with the
  * model, and after each operation everything that can be seen is compared: errno,
- * "changed", what KVM_GET_USERFAULT_RANGE says, what KVM_RUN ends with, and KVM's
- * statistics on mappings.
+ * what is written back, what KVM_GET_USERFAULT_RANGE says, what KVM_RUN ends with when
+ * the vCPU touches a page then (after most; so that there are arms between an exit and
+ * its resolve, not after all), and KVM's statistics on mappings.
  *
  * Each sequence is run by a process of its own.  One that goes wrong is tried
  * again with ever more operations left out, and what remains is printed.
@@ -106,6 +107,10 @@ struct op {
 	u64 access;
 	/* BITMAP: what makes the bitmap. */
 	u32 seed;
+	/* What the vCPU touches afterwards, if anything. */
+	bool probe;
+	u64 probe_page;
+	u64 probe_access;
 };
 
 struct model_slot {
@@ -131,7 +136,7 @@ static struct {
 static struct kvm_vm *vm;
 static struct kvm_vcpu *vcpu;
 static u64 *hvas[NR_SLOTS];
-static u64 psz, nr_as;
+static u64 psz, nr_as, max_as_mask;
 static bool compare_sizes, has_base;
 static u64 base_4k;
 static void *unmapped;
@@ -409,14 +414,19 @@ static void do_set(const struct op *op)
 {
 	bool has_bitmap = op->flags & KVM_USERFAULT_BITMAP;
 	u64 bitmap[NR_PAGES / 64 + 2], changed;
-	struct kvm_userfault_range range;
+	struct kvm_userfault_range range, before;
 	int want;
 
 	make_bitmap(op, bitmap);
 	make_range(op, &range, bitmap, has_bitmap);
+	before = range;
 	want = model_set(op, has_bitmap ? bitmap : NULL, &changed);
 	compare("SET: errno", __vm_userfault_set_range(vm, &range), -want);
 	compare("changed", range.changed, !want || want == -EFAULT ? changed : 0x5a5a);
+
+	/* Nothing is left half-done here: no signal comes, and a bitmap is there or not. */
+	before.changed = range.changed;
+	compare("SET: the rest is written back", memcmp(&range, &before, sizeof(range)), 0);
 }
 
 static void check_state(u64 first, u64 nr, u64 as_mask)
@@ -641,6 +651,27 @@ static void set_up(bool huge)
 #endif
 }
 
+static void check_all(void)
+{
+	check_state(0, NR_PAGES, 0);
+	if (!has_base && !model.pending)
+		set_base();
+	check_sizes();
+}
+
+/* An access that is pending comes first. */
+static void probe(const struct op *op)
+{
+	const struct op run = {
+		.kind = OP_RUN,
+		.first = op->probe_page,
+		.access = op->probe_access,
+		.seed = ~op->seed,
+	};
+
+	do_run(&run);
+}
+
 static void run_ops(const struct op *ops, int nr, bool huge)
 {
 	int i;
@@ -668,10 +699,11 @@ static void run_ops(const struct op *ops, int nr, bool huge)
 			do_slot(op);
 			break;
 		}
-		check_state(0, NR_PAGES, 0);
-		if (!has_base && !model.pending)
-			set_base();
-		check_sizes();
+		check_all();
+		if (op->probe) {
+			probe(op);
+			check_all();
+		}
 	}
 }
 
@@ -730,6 +762,9 @@ static struct op random_op(struct guest_random_state *rng)
 	op.slot = rnd(rng, NR_SLOTS);
 	op.access = accesses[rnd(rng, 3)];
 	op.seed = guest_random_u32(rng);
+	op.probe = rnd(rng, 4);
+	op.probe_page = rnd(rng, 4) ? op.first + rnd(rng, op.nr) : rnd(rng, NR_PAGES);
+	op.probe_access = accesses[rnd(rng, 3)];
 	if (!rnd(rng, 6))
 		op.bad = rnd(rng, NR_BAD);
 
@@ -744,7 +779,10 @@ static struct op random_op(struct guest_random_state *rng)
 			op.flags |= KVM_USERFAULT_COLLAPSE;
 		if (op.bad == BAD_BITMAP_ADDRESS)
 			op.flags |= KVM_USERFAULT_BITMAP;
-		op.as_mask = rnd(rng, 4) ? 0 : 1;
+		op.as_mask = rnd(rng, 4) ? 0 : 1 + rnd(rng, max_as_mask);
+		break;
+	case OP_GET:
+		op.as_mask = rnd(rng, 2) ? 0 : 1 + rnd(rng, max_as_mask);
 		break;
 	case OP_CREATE:
 		op.flags = KVM_MEM_USERFAULT | (rnd(rng, 2) ? KVM_MEM_USERFAULT_ARMED : 0);
@@ -773,7 +811,10 @@ static void print_ops(const struct op *ops, int nr)
 
 		printf("  %-8s first 0x%lx nr 0x%lx flags 0x%x slot %d as_mask 0x%lx",
 		       kinds[op->kind], op->first, op->nr, op->flags, op->slot, op->as_mask);
-		printf(" access %lu seed 0x%x %s\n", op->access, op->seed, bads[op->bad]);
+		printf(" access %lu seed 0x%x %s", op->access, op->seed, bads[op->bad]);
+		if (op->probe)
+			printf(", then access %lu to page 0x%lx", op->probe_access, op->probe_page);
+		printf("\n");
 	}
 }
 
@@ -832,6 +873,7 @@ int main(int argc, char *argv[])
 	}
 	TEST_ASSERT(nr_ops <= MAX_OPS, "At most %d operations", MAX_OPS);
 	TEST_REQUIRE_USERFAULT();
+	max_as_mask = BIT(max(1, kvm_check_cap(KVM_CAP_MULTI_ADDRESS_SPACE))) - 1;
 
 	result = kvm_mmap(sizeof(*result), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1);
 	huge = getpagesize() == SZ_4K && free_huge_pages() >= 2;
