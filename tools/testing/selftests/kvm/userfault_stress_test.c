@@ -630,6 +630,7 @@ enum op {
 	DROP_FLAG,
 	RECREATE,
 	COMPACT,
+	INVALIDATE,
 	NR_OPS,
 };
 
@@ -653,6 +654,7 @@ static struct {
 	[DROP_FLAG]	= { "drop the flag",	1 },
 	[RECREATE]	= { "recreate",		2 },
 	[COMPACT]	= { "compact memory",	1 },
+	[INVALIDATE]	= { "invalidate",	10 },
 };
 
 static enum op pick_op(struct guest_random_state *rng)
@@ -676,6 +678,24 @@ static void migrate_pages(void)
 	if (write(fd, "1", 1) != 1)
 		pr_info("Memory cannot be compacted\n");
 	close(fd);
+}
+
+/*
+ * Let KVM's mappings go, armed or clear, locked or not, and nothing else: for the host's
+ * userspace the pages become executable, or no longer.
+ */
+static void invalidate(struct guest_random_state *rng, u64 first, u64 nr)
+{
+	u64 end = first < nr_pages_a ? nr_pages_a : nr_pages;
+	int prot = PROT_READ | PROT_WRITE | (rnd(rng, 2) ? PROT_EXEC : 0);
+
+	/* Huge pages stay whole. */
+	if (discard_blocks) {
+		first = round_down(first, block);
+		nr = block;
+	}
+	nr = min(nr, end - first);
+	TEST_ASSERT(!mprotect(page_hva(first), nr * psz, prot), "mprotect(): errno %d", errno);
 }
 
 static bool do_op(struct guest_random_state *rng, enum op op)
@@ -780,6 +800,9 @@ static bool do_op(struct guest_random_state *rng, enum op op)
 		break;
 	case COMPACT:
 		migrate_pages();
+		break;
+	case INVALIDATE:
+		invalidate(rng, first, few);
 		break;
 	default:
 		break;
@@ -1065,7 +1088,15 @@ static void report_stuck(int id, int seconds)
 	fflush(stdout);
 }
 
-static void wait_seconds(int seconds)
+/* vCPUs get signals, and so do the threads, whose calls go on where they were. */
+static void send_signal(const struct thread *threads, int i)
+{
+	i %= nr_vcpus + nr_threads;
+	pthread_kill(i < nr_vcpus ? vcpu_threads[i].thread : threads[i - nr_vcpus].thread,
+		     SIGUSR1);
+}
+
+static void wait_seconds(const struct thread *threads, int seconds)
 {
 	u64 old[MAX_VCPUS] = {}, now;
 	int stuck[MAX_VCPUS] = {};
@@ -1078,8 +1109,7 @@ static void wait_seconds(int seconds)
 		/* Signals, all the time, for a second. */
 		for (tick = 0; tick < 50; tick++) {
 			usleep(20000);
-			i = tick % nr_vcpus;
-			pthread_kill(vcpu_threads[i].thread, SIGUSR1);
+			send_signal(threads, tick);
 		}
 
 		done = true;
@@ -1257,7 +1287,7 @@ int main(int argc, char *argv[])
 			    "pthread_create() failed");
 	}
 
-	wait_seconds(seconds);
+	wait_seconds(threads, seconds);
 
 	store(&threads_stop, true);
 	for (i = 0; i < nr_threads; i++)
