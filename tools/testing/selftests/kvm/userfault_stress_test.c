@@ -1273,6 +1273,9 @@ int main(int argc, char *argv[])
 		ops[CONVERT].weight = 0;
 	if (!can_log)
 		ops[DIRTY_LOG].weight = 0;
+	/* KVM has guest_memfd's pages from the file. */
+	if (gmem_a >= 0 && !private)
+		ops[INVALIDATE].weight = 0;
 
 	for (i = 0; i < nr_vcpus; i++) {
 		vcpu_args_set(vcpus[i], 1, (u64)i);
