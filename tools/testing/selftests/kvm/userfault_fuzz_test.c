@@ -25,7 +25,6 @@
  * What can be counted is counted: time means little where all is emulated.
  */
 #include <errno.h>
-#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -47,6 +46,7 @@
 #include "processor.h"
 #include "test_util.h"
 #include "ucall_common.h"
+#include "userfaultfd_util.h"
 
 #define SLOT		10
 #define NR_FUZZERS	2
@@ -77,7 +77,6 @@ static struct kvm_vm *vm;
 static struct kvm_vcpu *vcpus[2];
 static u64 psz, huge_size;
 static void *maps[5], *plain_mem;
-static int uffd;
 static bool stop, stop_scribbling;
 static u64 nr_calls, nr_good, nr_runs, nr_exits, nr_taken, nr_served, longest_ns;
 static u64 guest_rounds, guest_nr_pages = NR_PAGES, guest_psz, guest_stop;
@@ -236,29 +235,19 @@ static void *remap(void *arg)
 }
 
 /* Let who waits for a page of the last mapping go on, some later than others. */
-static void *serve_uffd(void *arg)
+static int uffd_handler(int mode, int uffd, struct uffd_msg *msg)
 {
-	struct pollfd poll_uffd = { .fd = uffd, .events = POLLIN };
-	struct uffdio_zeropage zero;
-	struct uffd_msg msg;
+	struct uffdio_zeropage zero = {
+		.range.start = msg->arg.pagefault.address & -(u64)getpagesize(),
+		.range.len = getpagesize(),
+	};
 
-	while (!READ_ONCE(stop_scribbling)) {
-		if (poll(&poll_uffd, 1, 10) <= 0 || read(uffd, &msg, sizeof(msg)) < 0)
-			continue;
-
-		TEST_ASSERT_EQ(msg.event, UFFD_EVENT_PAGEFAULT);
-		if (!(++nr_served % 3))
-			usleep(1000);
-		zero = (struct uffdio_zeropage) {
-			.range.start = msg.arg.pagefault.address & -(u64)getpagesize(),
-			.range.len = getpagesize(),
-		};
-		TEST_ASSERT(!ioctl(uffd, UFFDIO_ZEROPAGE, &zero) || errno == EEXIST ||
-			    errno == EAGAIN, "UFFDIO_ZEROPAGE: errno %d", errno);
-		/* If the page was there, or mappings were changing, let it look again. */
-		ioctl(uffd, UFFDIO_WAKE, &zero.range);
-	}
-	return NULL;
+	if (!(++nr_served % 3))
+		usleep(1000);
+	TEST_ASSERT(!ioctl(uffd, UFFDIO_ZEROPAGE, &zero) || errno == EEXIST || errno == EAGAIN,
+		    "UFFDIO_ZEROPAGE: errno %d", errno);
+	/* If the page was there, or mappings were changing, let it look again. */
+	return ioctl(uffd, UFFDIO_WAKE, &zero.range);
 }
 
 /* The VM is its creator's: no call is even looked at, for as long as this lives. */
@@ -625,8 +614,9 @@ int main(int argc, char *argv[])
 {
 	u32 seed = time(NULL) ^ getpid() << 16;
 	int opt, i, status, seconds = 10;
-	pthread_t threads[NR_FUZZERS + 1], scribbler, server, victim, bystander;
+	pthread_t threads[NR_FUZZERS + 1], scribbler, victim, bystander;
 	u64 *rounds, stall_ns = 0;
+	struct uffd_desc *uffd;
 	pid_t foreigner;
 
 	while ((opt = getopt(argc, argv, "hr:s:")) != -1) {
@@ -653,7 +643,6 @@ int main(int argc, char *argv[])
 	for (i = 0; i < ARRAY_SIZE(maps); i++)
 		maps[i] = map_with_end(i == 1 ? PROT_READ : i == 2 ? PROT_NONE :
 				       PROT_READ | PROT_WRITE);
-	uffd = uffd_register(maps[4], SZ_1M, UFFDIO_REGISTER_MODE_MISSING, 0, O_NONBLOCK);
 	rounds = addr_gva2hva(vm, (gva_t)&guest_rounds);
 
 	foreigner = fork();
@@ -661,8 +650,9 @@ int main(int argc, char *argv[])
 	if (!foreigner)
 		foreign_process(seed + 3 + NR_FUZZERS);
 
+	uffd = uffd_setup_demand_paging(UFFDIO_REGISTER_MODE_MISSING, 0, maps[4], SZ_1M, 1,
+					uffd_handler);
 	pthread_create(&bystander, NULL, run_bystander, NULL);
-	pthread_create(&server, NULL, serve_uffd, NULL);
 	pthread_create(&victim, NULL, run_victim, (void *)(seed + 1ul));
 	pthread_create(&scribbler, NULL, scribble, (void *)(seed + 2ul));
 	pthread_create(&threads[0], NULL, remap, NULL);
@@ -686,7 +676,7 @@ int main(int argc, char *argv[])
 	pthread_join(victim, NULL);
 	WRITE_ONCE(stop_scribbling, true);
 	pthread_join(scribbler, NULL);
-	pthread_join(server, NULL);
+	uffd_stop_demand_paging(uffd);
 	check_quiet();
 
 	/* All as ever: clear, run; arm, exit. */
@@ -704,7 +694,6 @@ int main(int argc, char *argv[])
 	       nr_calls, nr_good, longest_ns / 1000000, nr_served);
 	printf("%lu runs, %lu exits; the other vCPU: %lu rounds, the longest %lu ms\n", nr_runs,
 	       nr_exits, *rounds, stall_ns / 1000000);
-	close(uffd);
 	kvm_vm_free(vm);
 	return 0;
 }
