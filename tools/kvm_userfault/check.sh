@@ -157,11 +157,7 @@ run_group()
 		watch_report "$(awk '{ if ($2 > most) most = $2 } END { print most + 60 }' "$list")" &
 		status=0
 		(
-			append=$2
-			case $append in
-			smp=*)	SMP=${append%% *}; SMP=${SMP#smp=}; append=${append#"smp=$SMP"} ;;
-			esac
-			APPEND="$append ${APPEND:-}"
+			boot_with "$2"
 			boot "$tmp" $((total + boot_seconds)) -pidfile "$tmp/pid" </dev/null
 		) || status=$?
 		rm "$tmp/watch"
@@ -261,10 +257,10 @@ vm_tests()
 		awk -v p="$parameters" '$4 == p { $1 = $4 = ""; print }' "$tmp/tests" >"$tmp/list"
 		if [ "$parameters" = - ]; then
 			boot_name=$boot
-			run_group_twice "VM $flavour" "" "$tmp/list"
+			run_group_twice "VM $flavour" - "$tmp/list"
 		else
 			boot_name=$boot.$(echo "$parameters" | tr -c 'A-Za-z0-9\n' _)
-			run_group_twice "VM $flavour, $parameters" "$(echo "$parameters" | tr , ' ')" "$tmp/list"
+			run_group_twice "VM $flavour, $parameters" "$parameters" "$tmp/list"
 		fi
 	done 3<"$tmp/groups"
 }

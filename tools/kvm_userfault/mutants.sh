@@ -132,7 +132,7 @@ run_tests()
 		job_of "$tmp/group" >"$tmp/job"
 		total=$(awk -v boot="$boot_seconds" '{ boot += $2 } END { print boot }' "$tmp/group")
 		(
-			[ "$parameters" = - ] || APPEND="$(echo "$parameters" | tr , ' ') ${APPEND:-}"
+			boot_with "$parameters"
 			boot "$tmp" "$total" </dev/null
 		) || :
 		awk -f "$here/tap.awk" -v arch="$arch" -v logs="$logs/$name" -v splat="$splat" \

@@ -125,6 +125,16 @@ prepare_boots()
 	[ "$arch" != x86_64 ] || tsc_rate >/dev/null
 }
 
+# boot_with PARAMETERS: from now on, as tests.list has them, or "-": smp=N for QEMU, others for the kernel.
+boot_with()
+{
+	parameters=$(echo "${1#-}" | tr , ' ')
+	case $parameters in
+	smp=*)	SMP=${parameters%% *}; SMP=${SMP#smp=}; parameters=${parameters#"smp=$SMP"} ;;
+	esac
+	APPEND="$parameters ${APPEND:-}"
+}
+
 # boot DIR SECONDS [QEMU-ARG...]: run DIR/job in a VM until it is done or SECONDS have passed
 # ("": no limit), on $host_cpu only if that says one. Leaves DIR/report, DIR/console.log and DIR/qemu.log.
 boot()
