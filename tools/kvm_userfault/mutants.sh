@@ -171,6 +171,7 @@ outcome()
 failure()
 {
 	awk -v subtest="$1" '
+	/^\[kernel\] / { next }
 	/^# +RUN / { n = 0 }
 	{ line[++n] = $0 }
 	/^not ok/ && (subtest == "." || index($0 " ", subtest " ")) { exit }
@@ -183,7 +184,7 @@ failure()
 			if (line[i] ~ /Test Assertion Failure/)
 				why = line[i + 1]
 		for (i = n; i > 0; i--)
-			if (line[i] ~ /terminated by timeout/)
+			if (line[i] ~ /terminated by timeout|goes wrong: /)
 				why = line[i]
 		gsub(/^[# \t]+|[ \t]+$/, "", why)
 		print why
