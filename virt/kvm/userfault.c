@@ -628,13 +628,9 @@ bool __kvm_userfault_armed(const struct kvm_memory_slot *slot, gfn_t gfn)
 bool __kvm_userfault_block_armed(const struct kvm_memory_slot *slot, gfn_t gfn,
 				 unsigned long nr_pages)
 {
-	gfn_t start = round_down(gfn, nr_pages);
-	gfn_t end = min(start + nr_pages, slot->base_gfn + slot->npages);
-
-	start = max(start, slot->base_gfn);
-
-	return userfault_bitmap_any(slot->userfault_bitmap,
-				    start - slot->base_gfn, end - start);
+	return userfault_bitmap_any_of_block(slot->userfault_bitmap, slot->npages,
+					     gfn - slot->base_gfn,
+					     gfn & (nr_pages - 1), nr_pages);
 }
 
 void kvm_prepare_userfault_exit(struct kvm_vcpu *vcpu, gpa_t gpa, bool is_write,

@@ -114,6 +114,23 @@ static inline bool userfault_bitmap_any(const atomic_long_t *armed,
 }
 
 /*
+ * Is any page armed of the block of @nr pages whose page @pos is page @n of
+ * @armed?  The block may begin before the bitmap does, and end after its
+ * @npages.  Acquires like _test().
+ */
+static inline bool userfault_bitmap_any_of_block(const atomic_long_t *armed,
+						 unsigned long npages,
+						 unsigned long n,
+						 unsigned long pos,
+						 unsigned long nr)
+{
+	unsigned long first = n - min(n, pos);
+	unsigned long end = min(n + (nr - pos), npages);
+
+	return userfault_bitmap_any(armed, first, end - first);
+}
+
+/*
  * Or the state of the pages [@first, @first + @nr) of @armed into @to, at whose
  * bit @pos page @first goes.  A snapshot of each word, not of the whole.
  */

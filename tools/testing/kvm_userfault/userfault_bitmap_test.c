@@ -386,6 +386,44 @@ static void any_block(void)
 	map_free(&m);
 }
 
+/*
+ * A slot that begins and ends anywhere in a block: what counts are the pages that
+ * the block has in the slot, no more and no fewer.
+ */
+static void block_over_edges(void)
+{
+	static const unsigned long blocks[] = { 1, 16, 64, 512 };
+	unsigned long base, size, block, armed, n, pos, i, j, k, l;
+	bool want;
+	struct map m;
+
+	for (i = 0; i < ARRAY_SIZE(blocks); i++) {
+		block = blocks[i];
+		for (j = 0; j < NR_EDGES; j++) {
+			for (k = 1; k < NR_EDGES; k++) {
+				base = edges[j];
+				size = edges[k];
+				map_init(&m, size, CLEAR);
+				for (l = 0; l < NR_EDGES && edges[l] < size; l++) {
+					armed = edges[l];
+					change(&m, armed, 1, NULL, 0, true);
+					for (n = 0; n < size; n++) {
+						pos = (base + n) % block;
+						want = (base + n) / block ==
+						       (base + armed) / block;
+						CHECK(userfault_bitmap_any_of_block(m.armed,
+								size, n, pos, block) == want,
+						      "base %lu size %lu block %lu page %lu armed %lu",
+						      base, size, block, n, armed);
+					}
+					change(&m, armed, 1, NULL, 0, false);
+				}
+				map_free(&m);
+			}
+		}
+	}
+}
+
 static void get(void)
 {
 	unsigned long first, nr, pos, i, j, k;
@@ -645,6 +683,7 @@ static const struct {
 	T(no_needless_write),
 	T(test_and_any),
 	T(any_block),
+	T(block_over_edges),
 	T(get),
 	T(random_ops),
 	T(threads_count_once),
