@@ -390,37 +390,37 @@ static void any_block(void)
  * A slot that begins and ends anywhere in a block: what counts are the pages that
  * the block has in the slot, no more and no fewer.
  */
+static void check_block(struct map *m, unsigned long base, unsigned long block,
+			unsigned long armed)
+{
+	unsigned long n, pos;
+	bool got, want;
+
+	change(m, armed, 1, NULL, 0, true);
+	for (n = 0; n < m->nr; n++) {
+		pos = (base + n) % block;
+		want = (base + n) / block == (base + armed) / block;
+		got = userfault_bitmap_any_of_block(m->armed, m->nr, n, pos, block);
+		CHECK(got == want, "base %lu size %lu block %lu page %lu armed %lu",
+		      base, m->nr, block, n, armed);
+	}
+	change(m, armed, 1, NULL, 0, false);
+}
+
 static void block_over_edges(void)
 {
 	static const unsigned long blocks[] = { 1, 16, 64, 512 };
-	unsigned long base, size, block, armed, n, pos, i, j, k, l;
-	bool want;
+	unsigned long size, i, j, k, l;
 	struct map m;
 
-	for (i = 0; i < ARRAY_SIZE(blocks); i++) {
-		block = blocks[i];
-		for (j = 0; j < NR_EDGES; j++) {
-			for (k = 1; k < NR_EDGES; k++) {
-				base = edges[j];
-				size = edges[k];
-				map_init(&m, size, CLEAR);
-				for (l = 0; l < NR_EDGES && edges[l] < size; l++) {
-					armed = edges[l];
-					change(&m, armed, 1, NULL, 0, true);
-					for (n = 0; n < size; n++) {
-						pos = (base + n) % block;
-						want = (base + n) / block ==
-						       (base + armed) / block;
-						CHECK(userfault_bitmap_any_of_block(m.armed,
-								size, n, pos, block) == want,
-						      "base %lu size %lu block %lu page %lu armed %lu",
-						      base, size, block, n, armed);
-					}
-					change(&m, armed, 1, NULL, 0, false);
-				}
-				map_free(&m);
-			}
-		}
+	for (i = 1; i < NR_EDGES; i++) {
+		size = edges[i];
+		map_init(&m, size, CLEAR);
+		for (j = 0; j < NR_EDGES; j++)
+			for (k = 0; k < ARRAY_SIZE(blocks); k++)
+				for (l = 0; edges[l] < size; l++)
+					check_block(&m, edges[j], blocks[k], edges[l]);
+		map_free(&m);
 	}
 }
 
