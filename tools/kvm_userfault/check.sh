@@ -62,7 +62,8 @@ check()
 unit_tests()
 {
 	unit_log=$logs/host-unit.log
-	if try host/unit "$unit_log" make -C tools/testing/kvm_userfault check O="$build/unit"; then
+	if try host/unit "$unit_log" make -C tools/testing/kvm_userfault check \
+		O="$build/unit" MEMORY_MODEL="$tree/tools/memory-model"; then
 		end="exit 0"
 	else
 		end="exit 1"

@@ -1,14 +1,13 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-only
 # Check litmus tests with Spin: is the outcome that each asks for possible "Never" or "Sometimes"?
-# check.sh DIRECTORY FIRST [TEST...]: work in the directory, print KTAP from number FIRST on.
+# check.sh DIRECTORY FIRST TEST...: work in the directory, print KTAP from number FIRST on.
 
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 work=$1
 n=$2
 shift 2
-[ $# -gt 0 ] || set -- "$here"/*.litmus
 bad=0
 
 # What Spin finds: Never, Sometimes, or what went wrong.
