@@ -21,6 +21,12 @@
  *    If it is even, and still the same after an exit for that access, then the
  *    page was not armed at any time in between.
  *
+ *  - Another number is odd from after an arm until before the clear.  If it is odd
+ *    before an access, it must not be the same after it.
+ *
+ *  - A page that is private holds what vCPUs have written there, and nothing else
+ *    until its memory is discarded.
+ *
  *  - Whoever changes pages knows how many there are to change, and what
  *    KVM_GET_USERFAULT_RANGE has to say of them.
  *
@@ -89,6 +95,8 @@ struct guest_vcpu {
 	u64 page;
 	u64 access;
 	u64 seq;
+	u64 armed;
+	u64 converted;
 	/* The host could not put a write anywhere. */
 	u64 lost;
 	u64 nr_accesses;
@@ -105,15 +113,23 @@ static struct shared {
 	u64 recreated;
 	struct guest_vcpu vcpus[MAX_VCPUS];
 	u64 seq[MAX_PAGES];
+	/* Odd while the page is armed for sure. */
+	u64 armed[MAX_PAGES];
+	/* Odd while it is private. */
+	u64 converted[MAX_PAGES];
+	/* How often what it holds as private memory has been discarded. */
+	u64 discarded[MAX_PAGES];
 	/* The lowest generation that an access may find. */
 	u64 min_gen[MAX_PAGES];
 } guest_shared;
 
-/* Of the guest alone: what vCPUs have written, and when. */
-static struct {
+/* Of the guest alone: what vCPUs have written to shared and private memory, and when. */
+static struct written {
 	u64 val;
 	u64 gen;
-} guest_written[MAX_VCPUS][MAX_PAGES];
+	/* It may have been this, when the page was converted at that time. */
+	u64 maybe;
+} guest_written[2][MAX_VCPUS][MAX_PAGES];
 
 #define load(p)		__atomic_load_n(p, __ATOMIC_SEQ_CST)
 #define store(p, val)	__atomic_store_n(p, val, __ATOMIC_SEQ_CST)
@@ -143,7 +159,20 @@ static u64 guest_begin(u64 id, u64 page, u64 access)
 	store(&me->page, page);
 	store(&me->access, access);
 	store(&me->seq, load(&guest_shared.seq[page]));
+	store(&me->converted, load(&guest_shared.converted[page]));
+	me->armed = load(&guest_shared.armed[page]);
 	return load(&guest_shared.min_gen[page]);
+}
+
+/* False: the page has been converted since, and it is not known what was accessed. */
+static bool guest_end(u64 id, u64 page)
+{
+	struct guest_vcpu *me = &guest_shared.vcpus[id];
+
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	__GUEST_ASSERT(!(me->armed % 2) || load(&guest_shared.armed[page]) != me->armed,
+		       "Page %lu: accessed (%lu), armed all the time", page, me->access);
+	return load(&guest_shared.converted[page]) == me->converted;
 }
 
 static void guest_check(bool good, u64 page, u64 got, u64 wanted)
@@ -161,53 +190,77 @@ static bool guest_is_emulated(u64 page, u64 recreated)
 	       (recreated % 2 || load(&guest_shared.recreated) != recreated);
 }
 
-static u64 guest_read_gen(u64 *mem, u64 page, u64 min)
+static u64 guest_read_gen(u64 id, u64 page, u64 *mem, u64 min)
 {
 	u64 recreated = load(&guest_shared.recreated);
 	u64 gen = READ_ONCE(mem[GEN_WORD]);
 
-	if (gen == POISON && guest_is_emulated(page, recreated))
+	if (!guest_end(id, page) || (gen == POISON && guest_is_emulated(page, recreated)))
 		return RETRY;
+
+	/* The host cannot give a generation to private memory. */
+	if (guest_shared.vcpus[id].converted % 2) {
+		guest_check(!gen, page, gen, 0);
+		return load(&guest_shared.discarded[page]);
+	}
 
 	guest_check(gen == RETRY || is_current(gen, min), page, gen, min);
 	return gen;
 }
 
-/* False: the memslot was away, try again. */
+/* What is in the vCPU's word must be what it wrote there, unless that was discarded. */
+static void guest_check_written(struct written *written, u64 page, u64 val, u64 gen)
+{
+	if (val == written->maybe) {
+		written->val = val;
+		written->gen = gen;
+	}
+	guest_check(val == written->val || (!val && gen > written->gen), page, val, written->val);
+}
+
+/* False: the memslot was away, or the page was converted; try again. */
 static bool guest_access(u64 id, u64 page, u64 access)
 {
-	typeof(guest_written[0][0]) *written = &guest_written[id][page];
 	u64 *mem = (u64 *)(GPA + page * guest_shared.page_size);
 	struct guest_vcpu *me = &guest_shared.vcpus[id];
-	u64 min, gen, val;
+	u64 min, gen, val, converted;
+	struct written *written;
 
 	if (access == EXEC) {
 		min = guest_begin(id, page, EXEC);
 		val = ((u64 (*)(void))(mem + CODE_WORD))();
+		guest_end(id, page);
 		guest_check((u16)(val - min) < 0x8000, page, val, min & 0xffff);
 		return true;
 	}
 
 	/* The generation at a time when the word has been as it is read. */
 	min = guest_begin(id, page, READ);
-	gen = guest_read_gen(mem, page, min);
+	converted = me->converted;
+	gen = guest_read_gen(id, page, mem, min);
 	val = READ_ONCE(mem[VCPU_WORD(id)]);
-	if (gen == RETRY || val == RETRY || gen != guest_read_gen(mem, page, gen))
+	if (gen == RETRY || val == RETRY || gen != guest_read_gen(id, page, mem, gen))
 		return false;
 
-	/* Discarding the backing takes away what was written before. */
-	guest_check(val == written->val || (!val && gen > written->gen), page, val, written->val);
+	written = &guest_written[converted % 2][id][page];
+	guest_check_written(written, page, val, gen);
 	if (access == READ)
 		return true;
 
 	store(&me->lost, 0);
 	guest_begin(id, page, WRITE);
+	if (me->converted != converted)
+		return false;
 	WRITE_ONCE(mem[VCPU_WORD(id)], val + 1);
+	if (!guest_end(id, page)) {
+		guest_written[0][id][page].maybe = val + 1;
+		guest_written[1][id][page].maybe = val + 1;
+		return false;
+	}
 	if (load(&me->lost))
 		return false;
 
-	written->val = val + 1;
-	written->gen = gen;
+	*written = (struct written) { .val = val + 1, .gen = gen, .maybe = val + 1 };
 	return true;
 }
 
@@ -432,6 +485,12 @@ static void put_content(u64 page, u64 content, u64 code)
 		write_code(mem + CODE_WORD, code);
 }
 
+/* Leave it to be armed for sure: what follows may clear it, or let others access it. */
+static void page_unsure(u64 page)
+{
+	add(&shared->armed[page], shared->armed[page] % 2);
+}
+
 /* An arm has returned: from now on nobody may see what there was. */
 static void page_armed(u64 page)
 {
@@ -441,6 +500,7 @@ static void page_armed(u64 page)
 	store(&shared->min_gen[page], generation(page, p->nr_gen + 1));
 	memcpy(p->words, page_hva(page) + VCPU_WORD(0), sizeof(p->words));
 	put_content(page, POISON, p->nr_gen - 100);
+	store(&shared->armed[page], shared->armed[page] | 1);
 }
 
 static void page_fetch(u64 page)
@@ -455,6 +515,7 @@ static void page_fetch(u64 page)
 		TEST_ASSERT(mem[VCPU_WORD(i)] == p->words[i],
 			    "vCPU %d has written 0x%lx to page %lu, which is armed; it was 0x%lx",
 			    i, mem[VCPU_WORD(i)], page, p->words[i]);
+	page_unsure(page);
 	p->nr_gen++;
 	put_content(page, generation(page, p->nr_gen), p->nr_gen);
 }
@@ -525,21 +586,39 @@ static void check_armed(struct pages *p)
 			    get_bit(armed, i) ? "armed" : "clear");
 }
 
+/* All of them are armed. */
+static void convert(struct pages *p, bool to_private)
+{
+	u64 page;
+
+	if (to_private)
+		vm_mem_set_private(vm, page_gpa(p->first), p->nr * psz);
+	else
+		vm_mem_set_shared(vm, page_gpa(p->first), p->nr * psz);
+
+	for (page = p->first; page < p->first + p->nr; page++)
+		add(&shared->converted[page], shared->converted[page] % 2 != to_private);
+}
+
 /* All of them are armed: let their backing go, and what vCPUs have written there. */
 static void discard(struct pages *p)
 {
 	void *hva = page_hva(p->first);
 	u64 i, size = p->nr * psz;
 
-	if (gmem_a >= 0 && !private) {
+	if (gmem_a < 0 || private)
+		TEST_ASSERT(!madvise(hva, size, discard_advice), "madvise(): errno %d", errno);
+
+	/* Of the second memslot, no page is private for vCPUs to see. */
+	if (gmem_a >= 0 && (!private || p->first < nr_pages_a)) {
 		kvm_fallocate(gmem_a, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
 			      p->first * psz, size);
-	} else {
-		TEST_ASSERT(!madvise(hva, size, discard_advice), "madvise(): errno %d", errno);
 	}
 
-	for (i = 0; i < p->nr; i++)
+	for (i = 0; i < p->nr; i++) {
+		add(&shared->discarded[p->first + i], 1);
 		page_armed(p->first + i);
+	}
 }
 
 /*
@@ -588,7 +667,9 @@ static void recreate_slot(void)
 	lock_all(&p, nr_pages_a, nr_pages - nr_pages_a);
 	for (i = next_locked(&p, 0); i < p.nr; i = next_locked(&p, i + 1)) {
 		was_armed[i] = pages[p.first + i].armed;
-		if (!was_armed[i])
+		if (was_armed[i])
+			page_unsure(p.first + i);
+		else
 			add(&shared->seq[p.first + i], 1);
 	}
 
@@ -601,11 +682,8 @@ static void recreate_slot(void)
 	wait_for_vcpus();
 	add(&shared->recreated, 1);
 	for (i = next_locked(&p, 0); i < p.nr; i = next_locked(&p, i + 1)) {
-		if (!was_armed[i])
-			page_armed(p.first + i);
-		/* The emulator may have written before. */
-		memcpy(pages[p.first + i].words, page_hva(p.first + i) + VCPU_WORD(0),
-		       sizeof(pages[0].words));
+		/* The emulator may have written before, to any of them. */
+		page_armed(p.first + i);
 	}
 	check_armed(&p);
 	unlock(&p);
@@ -626,6 +704,7 @@ enum op {
 	DISCARD,
 	DISCARD_BLOCK,
 	CONVERT,
+	LEAVE_PRIVATE,
 	DIRTY_LOG,
 	DROP_FLAG,
 	RECREATE,
@@ -650,6 +729,7 @@ static struct {
 	[DISCARD]	= { "discard pages",	5 },
 	[DISCARD_BLOCK]	= { "discard a block",	1 },
 	[CONVERT]	= { "convert",		5 },
+	[LEAVE_PRIVATE]	= { "leave private",	10 },
 	[DIRTY_LOG]	= { "toggle dirty log",	2 },
 	[DROP_FLAG]	= { "drop the flag",	1 },
 	[RECREATE]	= { "recreate",		2 },
@@ -737,6 +817,12 @@ static bool do_op(struct guest_random_state *rng, enum op op)
 			return false;
 		}
 		break;
+	case LEAVE_PRIVATE:
+		/* Between two pages with code, which has to stay. */
+		first = round_down(first, 4) + 2;
+		if (first + 3 > nr_pages_a || !lock_run(&p, first, 1 + few % 3))
+			return false;
+		break;
 	case DISCARD_BLOCK:
 		first = round_down(first, block);
 		if (first + block > nr_pages_a || !lock_run(&p, first, block))
@@ -778,9 +864,14 @@ static bool do_op(struct guest_random_state *rng, enum op op)
 		break;
 	case CONVERT:
 		arm(&p);
-		vm_mem_set_private(vm, page_gpa(p.first), p.nr * psz);
+		convert(&p, true);
 		check_armed(&p);
-		vm_mem_set_shared(vm, page_gpa(p.first), p.nr * psz);
+		convert(&p, false);
+		check_armed(&p);
+		break;
+	case LEAVE_PRIVATE:
+		arm(&p);
+		convert(&p, rnd(rng, 4));
 		check_armed(&p);
 		break;
 	case DIRTY_LOG:
@@ -894,8 +985,11 @@ static void handle_userfault(struct vcpu_thread *t)
 	struct pages p;
 	u64 i, how;
 
-	if (private)
-		flags &= ~KVM_MEMORY_EXIT_FLAG_PRIVATE;
+	if (load(&shared->converted[page]) == guest->converted)
+		TEST_ASSERT(!(flags & KVM_MEMORY_EXIT_FLAG_PRIVATE) == !(guest->converted % 2),
+			    "Exit for page %lu, converted %lu times: flags 0x%lx", page,
+			    guest->converted, flags);
+	flags &= ~KVM_MEMORY_EXIT_FLAG_PRIVATE;
 	TEST_ASSERT(flags == (KVM_MEMORY_EXIT_FLAG_USERFAULT | guest->access) &&
 		    run->memory_fault.size == psz,
 		    "Unexpected exit, flags 0x%llx size 0x%llx", run->memory_fault.flags,
@@ -1269,8 +1363,10 @@ int main(int argc, char *argv[])
 		ops[DISCARD].weight = 0;
 	if (!discard_blocks)
 		ops[DISCARD_BLOCK].weight = 0;
-	if (!private)
+	if (!private) {
 		ops[CONVERT].weight = 0;
+		ops[LEAVE_PRIVATE].weight = 0;
+	}
 	if (!can_log)
 		ops[DIRTY_LOG].weight = 0;
 	/* KVM has guest_memfd's pages from the file. */
