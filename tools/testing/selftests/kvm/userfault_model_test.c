@@ -3,7 +3,7 @@
  * KVM userfault against a model of its contract.
  *
  * The model is what Documentation/virt/kvm/userfault.rst says, for one vCPU and
- * one thread: memslots that come, go and change their flags, a bit for each page,
+ * one thread: memslots that come, go, move and change their flags, a bit for each page,
  * an exit that may be pending, and how large the mappings are.  Random sequences
  * of operations, with valid and invalid arguments, are done with KVM and with the
  * model, and after each operation everything that can be seen is compared: errno,
@@ -55,6 +55,12 @@ static const struct {
 	{ 1223, 1 },
 };
 
+#ifdef __aarch64__
+#define IS_ARM64	true
+#else
+#define IS_ARM64	false
+#endif
+
 #define NR_SLOTS	((int)ARRAY_SIZE(slots))
 #define NR_PAGES	1250UL
 
@@ -67,11 +73,12 @@ enum kind {
 	OP_CREATE,
 	OP_DELETE,
 	OP_FLAGS,
+	OP_MOVE,
 	NR_KINDS,
 };
 
 static const char * const kinds[] = {
-	"arm", "clear", "get", "run", "resolve", "create", "delete", "flags",
+	"arm", "clear", "get", "run", "resolve", "create", "delete", "flags", "move",
 };
 
 /* How an argument is invalid; which ones apply depends on the operation. */
@@ -141,6 +148,9 @@ static bool compare_sizes, has_base;
 static u64 base_4k;
 static void *unmapped;
 
+/* Memslots that are READONLY at the beginning of the sequence, a bit for each. */
+static u32 readonly_slots;
+
 /* Shared with the process that runs a sequence. */
 static struct {
 	int op;
@@ -197,6 +207,14 @@ static int slot_of(u64 page)
 			return i;
 	}
 	return -1;
+}
+
+/* Writes of the vCPU are not for the memory. */
+static bool is_write_to_readonly(u64 page, u64 access)
+{
+	int slot = slot_of(page);
+
+	return access == WRITE && slot >= 0 && model.slots[slot].flags & KVM_MEM_READONLY;
 }
 
 static bool is_userfault(u64 page)
@@ -304,43 +322,79 @@ static int model_set(const struct op *op, const u64 *bitmap, u64 *changed)
 	return 0;
 }
 
+/* x86 drops all mappings of all memslots. */
+static void model_unmap_all(void)
+{
+	memset(model.level, 0, sizeof(model.level));
+	has_base = false;
+}
+
+/* What a change of the first memslot's flags does to its mappings. */
+static void model_flags(u32 before, u32 flags)
+{
+	u32 gone = before & ~flags;
+	u64 i;
+
+	if (gone & KVM_MEM_USERFAULT && !(flags & KVM_MEM_LOG_DIRTY_PAGES))
+		model_collapse(0, slots[0].nr);
+	else if (flags & KVM_MEM_READONLY)
+		return;
+	else if (gone & KVM_MEM_LOG_DIRTY_PAGES)
+		model_collapse(0, slots[0].nr);
+	else if (flags & ~before & KVM_MEM_LOG_DIRTY_PAGES)
+		for (i = 0; i < slots[0].nr; i++)
+			model.level[i] = !!model.level[i];
+}
+
+/* Create it, or change its flags. */
 static int model_slot(const struct op *op)
 {
 	struct model_slot *slot = &model.slots[op->slot];
 	u64 first = slots[op->slot].first, nr = slots[op->slot].nr;
-	u32 gone = slot->flags & ~op->flags;
+	u32 flags = op->flags & ~KVM_MEM_USERFAULT_ARMED, before = slot->flags;
 
-	if (op->kind != OP_DELETE && op->flags & KVM_MEM_USERFAULT_ARMED &&
+	if (op->flags & KVM_MEM_USERFAULT_ARMED &&
 	    (slot->exists || !(op->flags & KVM_MEM_USERFAULT)))
 		return -EINVAL;
-	if (op->kind == OP_DELETE && !slot->exists)
+	if (slot->exists && (before ^ flags) & KVM_MEM_READONLY)
 		return -EINVAL;
 
-	if (op->kind == OP_DELETE || !(op->flags & KVM_MEM_USERFAULT))
+	if (!(flags & KVM_MEM_USERFAULT))
 		memset(model.armed + first, false, nr);
-	if (op->kind == OP_DELETE) {
-		slot->exists = false;
-		/* x86 drops all mappings of all memslots. */
-		memset(model.level, 0, sizeof(model.level));
-		has_base = false;
-		return 0;
-	}
+	slot->flags = flags;
 	if (!slot->exists) {
 		memset(model.armed + first, !!(op->flags & KVM_MEM_USERFAULT_ARMED), nr);
-		model.nr_arms += !!(op->flags & KVM_MEM_USERFAULT);
-		gone = 0;
+		model.nr_arms += !!(flags & KVM_MEM_USERFAULT);
+		slot->exists = true;
+	} else if (op->slot == 0) {
+		model_flags(before, flags);
 	}
-	slot->exists = true;
-	slot->flags = op->flags & ~KVM_MEM_USERFAULT_ARMED;
+	return 0;
+}
 
-	if (op->slot == 0 && slot->flags & KVM_MEM_LOG_DIRTY_PAGES) {
-		u64 i;
+static int model_delete(const struct op *op)
+{
+	struct model_slot *slot = &model.slots[op->slot];
 
-		for (i = 0; i < nr; i++)
-			model.level[i] = !!model.level[i];
-	} else if (op->slot == 0 && gone) {
-		model_collapse(first, nr);
-	}
+	if (!slot->exists)
+		return -EINVAL;
+
+	memset(model.armed + slots[op->slot].first, false, slots[op->slot].nr);
+	slot->exists = false;
+	model_unmap_all();
+	return 0;
+}
+
+static int model_move(const struct op *op)
+{
+	struct model_slot *slot = &model.slots[op->slot];
+
+	if ((slot->flags | op->flags) & (KVM_MEM_USERFAULT | KVM_MEM_USERFAULT_ARMED) ||
+	    (slot->flags ^ op->flags) & KVM_MEM_READONLY)
+		return -EINVAL;
+
+	slot->flags = op->flags;
+	model_unmap_all();
 	return 0;
 }
 
@@ -460,20 +514,43 @@ static void do_get(const struct op *op)
 		op->bad == BAD_BITMAP_ADDRESS ? EFAULT : EINVAL);
 }
 
-static void do_slot(const struct op *op)
+static int set_slot(const struct op *op, u64 page, u64 nr)
 {
-	bool delete = op->kind == OP_DELETE;
-	int err;
+	return __vm_set_user_memory_region(vm, FIRST_SLOT + op->slot, nr ? op->flags : 0,
+					   page_gpa(page), nr * psz, hvas[op->slot]) ? errno : 0;
+}
+
+static void do_slot(struct op op)
+{
+	const struct model_slot *slot = &model.slots[op.slot];
+	u64 first = slots[op.slot].first, nr = slots[op.slot].nr;
+	int want;
 
 	/* Nothing can be executed that is not there; nor go on being. */
-	if (delete && model.pending && model.access == EXEC)
+	if (op.kind == OP_DELETE && model.pending && model.access == EXEC)
 		return;
 
-	err = __vm_set_user_memory_region(vm, FIRST_SLOT + op->slot, delete ? 0 : op->flags,
-					  page_gpa(slots[op->slot].first),
-					  delete ? 0 : slots[op->slot].nr * psz,
-					  hvas[op->slot]) ? errno : 0;
-	compare("memslot: errno", err, -model_slot(op));
+	/* Once created, READONLY has to stay; the flag of the operation says whether it does. */
+	if (slot->exists)
+		op.flags ^= slot->flags & KVM_MEM_READONLY;
+
+	switch (op.kind) {
+	case OP_DELETE:
+		compare("delete: errno", set_slot(&op, first, 0), -model_delete(&op));
+		break;
+	case OP_MOVE:
+		/* Where nothing is, and back. */
+		if (!slot->exists)
+			return;
+		want = model_move(&op);
+		compare("move: errno", set_slot(&op, NR_PAGES, nr), -want);
+		if (!want)
+			compare("move back: errno", set_slot(&op, first, nr), 0);
+		break;
+	default:
+		compare("memslot: errno", set_slot(&op, first, nr), -model_slot(&op));
+		break;
+	}
 }
 
 /* KVM_RUN ends as it has to, with the access pending or done. */
@@ -488,7 +565,7 @@ static void check_run(void)
 	err = r ? errno : 0;
 	model.can_resolve = false;
 
-	if (model.armed[page]) {
+	if (model.armed[page] && (!IS_ARM64 || !is_write_to_readonly(page, model.access))) {
 		compare("KVM_RUN: errno", err, EFAULT);
 		compare("exit", run->exit_reason, KVM_EXIT_MEMORY_FAULT);
 		compare("exit: flags", run->memory_fault.flags,
@@ -503,7 +580,7 @@ static void check_run(void)
 
 	compare("KVM_RUN: errno", err, 0);
 	model.pending = false;
-	if (slot_of(page) < 0) {
+	if (slot_of(page) < 0 || is_write_to_readonly(page, model.access)) {
 		compare("exit", run->exit_reason, KVM_EXIT_MMIO);
 		compare("MMIO", run->mmio.phys_addr, page_gpa(page));
 		memset(run->mmio.data, 0xff, sizeof(run->mmio.data));
@@ -630,11 +707,13 @@ static void set_up(bool huge)
 	unmapped = kvm_mmap(SZ_64K, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
 
 	for (i = 0; i < NR_SLOTS; i++) {
+		u32 flags = KVM_MEM_USERFAULT | (readonly_slots & BIT(i) ? KVM_MEM_READONLY : 0);
+
 		src = i || !huge ? VM_MEM_SRC_ANONYMOUS : VM_MEM_SRC_ANONYMOUS_HUGETLB_2MB;
 		vm_mem_add(vm, src, page_gpa(slots[i].first), FIRST_SLOT + i,
-			   slots[i].nr * psz / vm->page_size, KVM_MEM_USERFAULT, -1, 0);
+			   slots[i].nr * psz / vm->page_size, flags, -1, 0);
 		hvas[i] = addr_gpa2hva(vm, page_gpa(slots[i].first));
-		model.slots[i] = (struct model_slot) { true, KVM_MEM_USERFAULT };
+		model.slots[i] = (struct model_slot) { true, flags };
 	}
 	for (page = 0; page < NR_PAGES; page++) {
 		if (page_hva(page))
@@ -696,7 +775,7 @@ static void run_ops(const struct op *ops, int nr, bool huge)
 			do_resolve(op);
 			break;
 		default:
-			do_slot(op);
+			do_slot(*op);
 			break;
 		}
 		check_all();
@@ -746,9 +825,9 @@ static u64 rnd(struct guest_random_state *rng, u64 nr)
 
 static struct op random_op(struct guest_random_state *rng)
 {
-	static const u8 weights[NR_KINDS] = { 25, 25, 5, 25, 10, 4, 2, 5 };
+	static const u8 weights[NR_KINDS] = { 25, 25, 5, 25, 10, 5, 3, 6, 3 };
 	static const u64 accesses[] = { READ, WRITE, EXEC };
-	u64 n = rnd(rng, 101), max_nr;
+	u64 n = rnd(rng, 107), max_nr;
 	struct op op = {};
 
 	for (op.kind = 0; n >= weights[op.kind]; op.kind++)
@@ -785,11 +864,14 @@ static struct op random_op(struct guest_random_state *rng)
 		op.as_mask = rnd(rng, 2) ? 0 : 1 + rnd(rng, max_as_mask);
 		break;
 	case OP_CREATE:
-		op.flags = KVM_MEM_USERFAULT | (rnd(rng, 2) ? KVM_MEM_USERFAULT_ARMED : 0);
+		op.flags = KVM_MEM_USERFAULT | (rnd(rng, 2) ? KVM_MEM_USERFAULT_ARMED : 0) |
+			   (rnd(rng, 3) ? 0 : KVM_MEM_READONLY);
 		break;
 	case OP_FLAGS:
-		op.flags = (rnd(rng, 3) ? KVM_MEM_USERFAULT : 0) |
+	case OP_MOVE:
+		op.flags = (rnd(rng, op.kind == OP_FLAGS ? 3 : 2) ? KVM_MEM_USERFAULT : 0) |
 			   (rnd(rng, 3) ? 0 : KVM_MEM_LOG_DIRTY_PAGES) |
+			   (rnd(rng, 8) ? 0 : KVM_MEM_READONLY) |
 			   (rnd(rng, 8) ? 0 : KVM_MEM_USERFAULT_ARMED);
 		break;
 	case OP_RESOLVE:
@@ -885,13 +967,15 @@ int main(int argc, char *argv[])
 
 		for (i = 0; i < nr_ops; i++)
 			ops[i] = random_op(&rng);
+		readonly_slots = guest_random_u32(&rng) & guest_random_u32(&rng);
 		if (try_ops(ops, nr_ops, huge))
 			continue;
 
 		printf("-r 0x%x -n 1 -o %d: operation %d goes wrong: %s\nTrying to do with less\n",
 		       seed + nr_runs, nr_ops, result->op, result->why);
 		nr = shrink(ops, nr_ops, huge);
-		printf("Operation %d of these goes wrong: %s\n", nr - 1, result->why);
+		printf("Memslots that are READONLY: 0x%x\nOperation %d of these goes wrong: %s\n",
+		       readonly_slots % (u32)BIT(NR_SLOTS), nr - 1, result->why);
 		print_ops(ops, nr);
 		return KSFT_FAIL;
 	}
