@@ -625,6 +625,7 @@ bool __kvm_userfault_armed(const struct kvm_memory_slot *slot, gfn_t gfn)
 	return userfault_bitmap_test(slot->userfault_bitmap, gfn - slot->base_gfn);
 }
 
+/* The block of @nr_pages, a power of two, that @gfn of @slot lies in. */
 bool __kvm_userfault_block_armed(const struct kvm_memory_slot *slot, gfn_t gfn,
 				 unsigned long nr_pages)
 {

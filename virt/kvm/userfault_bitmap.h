@@ -114,18 +114,18 @@ static inline bool userfault_bitmap_any(const atomic_long_t *armed,
 }
 
 /*
- * Is any page armed of the block of @nr pages whose page @pos is page @n of
- * @armed?  The block may begin before the bitmap does, and end after its
- * @npages.  Acquires like _test().
+ * Is any page armed of the @block pages of which page @page of @armed is the one
+ * at @offset?  They may begin before @armed does, and end after its @nr_pages.
+ * Acquires like _test().
  */
 static inline bool userfault_bitmap_any_of_block(const atomic_long_t *armed,
-						 unsigned long npages,
-						 unsigned long n,
-						 unsigned long pos,
-						 unsigned long nr)
+						 unsigned long nr_pages,
+						 unsigned long page,
+						 unsigned long offset,
+						 unsigned long block)
 {
-	unsigned long first = n - min(n, pos);
-	unsigned long end = min(n + (nr - pos), npages);
+	unsigned long first = page - min(page, offset);
+	unsigned long end = min(page + (block - offset), nr_pages);
 
 	return userfault_bitmap_any(armed, first, end - first);
 }

@@ -22,7 +22,7 @@
  *    page was not armed at any time in between.
  *
  *  - Another number is odd from after an arm until before the clear.  If it is odd
- *    before an access, it must not be the same after it.
+ *    before an access, it must have changed by the end of it.
  *
  *  - A page that is private holds what vCPUs have written there, and nothing else
  *    until its memory is discarded.
@@ -91,11 +91,10 @@
 #define RETRY		~0ull
 
 struct guest_vcpu {
-	/* The access being done, and the page's sequence number before it. */
+	/* The access being done, and numbers of the page from before it. */
 	u64 page;
 	u64 access;
 	u64 seq;
-	u64 armed;
 	u64 converted;
 	/* The host could not put a write anywhere. */
 	u64 lost;
@@ -114,7 +113,7 @@ static struct shared {
 	struct guest_vcpu vcpus[MAX_VCPUS];
 	u64 seq[MAX_PAGES];
 	/* Odd while the page is armed for sure. */
-	u64 armed[MAX_PAGES];
+	u64 armed_seq[MAX_PAGES];
 	/* Odd while it is private. */
 	u64 converted[MAX_PAGES];
 	/* How often what it holds as private memory has been discarded. */
@@ -123,13 +122,19 @@ static struct shared {
 	u64 min_gen[MAX_PAGES];
 } guest_shared;
 
-/* Of the guest alone: what vCPUs have written to shared and private memory, and when. */
+/*
+ * Of the guest alone, for shared and private memory: what the vCPU's word held when
+ * it was last looked at, and the generation then; and the last value it may hold by
+ * now, if the page was converted while it was written.
+ */
 static struct written {
 	u64 val;
+	u64 max;
 	u64 gen;
-	/* It may have been this, when the page was converted at that time. */
-	u64 maybe;
 } guest_written[2][MAX_VCPUS][MAX_PAGES];
+
+/* No value is written twice. */
+static u64 guest_last[MAX_VCPUS][MAX_PAGES];
 
 #define load(p)		__atomic_load_n(p, __ATOMIC_SEQ_CST)
 #define store(p, val)	__atomic_store_n(p, val, __ATOMIC_SEQ_CST)
@@ -160,24 +165,57 @@ static u64 guest_begin(u64 id, u64 page, u64 access)
 	store(&me->access, access);
 	store(&me->seq, load(&guest_shared.seq[page]));
 	store(&me->converted, load(&guest_shared.converted[page]));
-	me->armed = load(&guest_shared.armed[page]);
 	return load(&guest_shared.min_gen[page]);
 }
 
-/* False: the page has been converted since, and it is not known what was accessed. */
-static bool guest_end(u64 id, u64 page)
+/* If so, it is not known what kind of memory was accessed. */
+static bool guest_is_converted(u64 id, u64 page)
 {
-	struct guest_vcpu *me = &guest_shared.vcpus[id];
+	return load(&guest_shared.converted[page]) != guest_shared.vcpus[id].converted;
+}
 
+/* What armed_seq was before an access is what it must not be after it, if odd. */
+static void guest_check_armed(u64 page, u64 armed_seq)
+{
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	__GUEST_ASSERT(!(me->armed % 2) || load(&guest_shared.armed[page]) != me->armed,
-		       "Page %lu: accessed (%lu), armed all the time", page, me->access);
-	return load(&guest_shared.converted[page]) == me->converted;
+	__GUEST_ASSERT(!(armed_seq % 2) || load(&guest_shared.armed_seq[page]) != armed_seq,
+		       "Page %lu was accessed, and armed all the time", page);
+}
+
+static u64 guest_read(u64 page, u64 *p)
+{
+	u64 armed_seq = load(&guest_shared.armed_seq[page]);
+	u64 val = READ_ONCE(*p);
+
+	guest_check_armed(page, armed_seq);
+	return val;
+}
+
+static void guest_write(u64 page, u64 *p, u64 val)
+{
+	u64 armed_seq = load(&guest_shared.armed_seq[page]);
+
+	WRITE_ONCE(*p, val);
+	guest_check_armed(page, armed_seq);
+}
+
+static u64 guest_exec(u64 page, void *code)
+{
+	u64 armed_seq = load(&guest_shared.armed_seq[page]);
+	u64 val;
+
+#ifdef __aarch64__
+	/* Not what was fetched before. */
+	isb();
+#endif
+	val = ((u64 (*)(void))code)();
+	guest_check_armed(page, armed_seq);
+	return val;
 }
 
 static void guest_check(bool good, u64 page, u64 got, u64 wanted)
 {
-	__GUEST_ASSERT(good, "Page %lu: got 0x%lx, wanted 0x%lx or later", page, got, wanted);
+	__GUEST_ASSERT(good, "Page %lu: got 0x%lx, wanted 0x%lx", page, got, wanted);
 }
 
 /*
@@ -193,9 +231,9 @@ static bool guest_is_emulated(u64 page, u64 recreated)
 static u64 guest_read_gen(u64 id, u64 page, u64 *mem, u64 min)
 {
 	u64 recreated = load(&guest_shared.recreated);
-	u64 gen = READ_ONCE(mem[GEN_WORD]);
+	u64 gen = guest_read(page, &mem[GEN_WORD]);
 
-	if (!guest_end(id, page) || (gen == POISON && guest_is_emulated(page, recreated)))
+	if (guest_is_converted(id, page) || (gen == POISON && guest_is_emulated(page, recreated)))
 		return RETRY;
 
 	/* The host cannot give a generation to private memory. */
@@ -211,11 +249,9 @@ static u64 guest_read_gen(u64 id, u64 page, u64 *mem, u64 min)
 /* What is in the vCPU's word must be what it wrote there, unless that was discarded. */
 static void guest_check_written(struct written *written, u64 page, u64 val, u64 gen)
 {
-	if (val == written->maybe) {
-		written->val = val;
-		written->gen = gen;
-	}
-	guest_check(val == written->val || (!val && gen > written->gen), page, val, written->val);
+	guest_check((val >= written->val && val <= written->max) || (!val && gen > written->gen),
+		    page, val, written->val);
+	*written = (struct written) { .val = val, .max = val, .gen = gen };
 }
 
 /* False: the memslot was away, or the page was converted; try again. */
@@ -223,13 +259,12 @@ static bool guest_access(u64 id, u64 page, u64 access)
 {
 	u64 *mem = (u64 *)(GPA + page * guest_shared.page_size);
 	struct guest_vcpu *me = &guest_shared.vcpus[id];
+	u64 *last = &guest_last[id][page];
 	u64 min, gen, val, converted;
-	struct written *written;
 
 	if (access == EXEC) {
 		min = guest_begin(id, page, EXEC);
-		val = ((u64 (*)(void))(mem + CODE_WORD))();
-		guest_end(id, page);
+		val = guest_exec(page, mem + CODE_WORD);
 		guest_check((u16)(val - min) < 0x8000, page, val, min & 0xffff);
 		return true;
 	}
@@ -238,12 +273,11 @@ static bool guest_access(u64 id, u64 page, u64 access)
 	min = guest_begin(id, page, READ);
 	converted = me->converted;
 	gen = guest_read_gen(id, page, mem, min);
-	val = READ_ONCE(mem[VCPU_WORD(id)]);
+	val = guest_read(page, &mem[VCPU_WORD(id)]);
 	if (gen == RETRY || val == RETRY || gen != guest_read_gen(id, page, mem, gen))
 		return false;
 
-	written = &guest_written[converted % 2][id][page];
-	guest_check_written(written, page, val, gen);
+	guest_check_written(&guest_written[converted % 2][id][page], page, val, gen);
 	if (access == READ)
 		return true;
 
@@ -251,16 +285,18 @@ static bool guest_access(u64 id, u64 page, u64 access)
 	guest_begin(id, page, WRITE);
 	if (me->converted != converted)
 		return false;
-	WRITE_ONCE(mem[VCPU_WORD(id)], val + 1);
-	if (!guest_end(id, page)) {
-		guest_written[0][id][page].maybe = val + 1;
-		guest_written[1][id][page].maybe = val + 1;
+	guest_write(page, &mem[VCPU_WORD(id)], ++*last);
+	if (guest_is_converted(id, page)) {
+		guest_written[0][id][page].max = *last;
+		guest_written[1][id][page].max = *last;
 		return false;
 	}
 	if (load(&me->lost))
 		return false;
 
-	*written = (struct written) { .val = val + 1, .gen = gen, .maybe = val + 1 };
+	guest_written[converted % 2][id][page] = (struct written) {
+		.val = *last, .max = *last, .gen = gen,
+	};
 	return true;
 }
 
@@ -485,10 +521,10 @@ static void put_content(u64 page, u64 content, u64 code)
 		write_code(mem + CODE_WORD, code);
 }
 
-/* Leave it to be armed for sure: what follows may clear it, or let others access it. */
+/* No longer armed for sure: what follows may clear it, or let the emulator access it. */
 static void page_unsure(u64 page)
 {
-	add(&shared->armed[page], shared->armed[page] % 2);
+	add(&shared->armed_seq[page], shared->armed_seq[page] % 2);
 }
 
 /* An arm has returned: from now on nobody may see what there was. */
@@ -500,7 +536,7 @@ static void page_armed(u64 page)
 	store(&shared->min_gen[page], generation(page, p->nr_gen + 1));
 	memcpy(p->words, page_hva(page) + VCPU_WORD(0), sizeof(p->words));
 	put_content(page, POISON, p->nr_gen - 100);
-	store(&shared->armed[page], shared->armed[page] | 1);
+	store(&shared->armed_seq[page], shared->armed_seq[page] | 1);
 }
 
 static void page_fetch(u64 page)
@@ -660,14 +696,12 @@ static void drop_flag(void)
 /* Wait for accesses that are emulated, see guest_is_emulated(). */
 static void recreate_slot(void)
 {
-	bool was_armed[MAX_PAGES];
 	struct pages p;
 	u64 i;
 
 	lock_all(&p, nr_pages_a, nr_pages - nr_pages_a);
 	for (i = next_locked(&p, 0); i < p.nr; i = next_locked(&p, i + 1)) {
-		was_armed[i] = pages[p.first + i].armed;
-		if (was_armed[i])
+		if (pages[p.first + i].armed)
 			page_unsure(p.first + i);
 		else
 			add(&shared->seq[p.first + i], 1);
@@ -818,9 +852,9 @@ static bool do_op(struct guest_random_state *rng, enum op op)
 		}
 		break;
 	case LEAVE_PRIVATE:
-		/* Between two pages with code, which has to stay. */
+		/* Between two pages with code, which has to stay; others may be mapped huge. */
 		first = round_down(first, 4) + 2;
-		if (first + 3 > nr_pages_a || !lock_run(&p, first, 1 + few % 3))
+		if (first + 3 > block || !lock_run(&p, first, 1 + few % 3))
 			return false;
 		break;
 	case DISCARD_BLOCK:
@@ -981,14 +1015,11 @@ static void handle_userfault(struct vcpu_thread *t)
 	struct guest_vcpu *guest = &shared->vcpus[t->vcpu->id];
 	struct kvm_run *run = t->vcpu->run;
 	u64 flags = run->memory_fault.flags;
+	bool is_private = flags & KVM_MEMORY_EXIT_FLAG_PRIVATE;
 	u64 page = check_exit(t, run->memory_fault.gpa);
 	struct pages p;
 	u64 i, how;
 
-	if (load(&shared->converted[page]) == guest->converted)
-		TEST_ASSERT(!(flags & KVM_MEMORY_EXIT_FLAG_PRIVATE) == !(guest->converted % 2),
-			    "Exit for page %lu, converted %lu times: flags 0x%lx", page,
-			    guest->converted, flags);
 	flags &= ~KVM_MEMORY_EXIT_FLAG_PRIVATE;
 	TEST_ASSERT(flags == (KVM_MEMORY_EXIT_FLAG_USERFAULT | guest->access) &&
 		    run->memory_fault.size == psz,
@@ -1005,6 +1036,12 @@ static void handle_userfault(struct vcpu_thread *t)
 		sched_yield();
 		return;
 	}
+
+	/* Nobody converts it now, nor has since before the access. */
+	if (load(&shared->converted[page]) == guest->converted)
+		TEST_ASSERT(is_private == guest->converted % 2,
+			    "vCPU %d exits for page %lu, which is %s", t->vcpu->id, page,
+			    is_private ? "shared" : "private");
 
 	/* The pages up to the first that is not armed. */
 	for (i = 0; i < p.nr && pages[page + i].armed; i++)
@@ -1036,7 +1073,7 @@ static void handle_userfault(struct vcpu_thread *t)
 
 /*
  * KVM looks twice whether a page is private, and exits for memory that is neither when a
- * conversion comes in between.  Pages are armed as long as they are converted.
+ * conversion comes in between.  Pages are armed while they are being converted.
  */
 static bool is_mismatch(struct kvm_run *run, int r, int err)
 {
