@@ -1747,10 +1747,8 @@ KVM_ONE_VCPU_TEST(userfault_hugepage, collapse_between_discards, guest_touch)
 	clock_gettime(CLOCK_MONOTONIC, &start);
 
 	/* Not all too often: on arm64, a fault waits until nothing at all is on its way out. */
-	for (i = 0; i < 200 || min(d[0].rounds, d[1].rounds) < 10; i++) {
-		if (i >= 20 && min(d[0].rounds, d[1].rounds) >= 10 &&
-		    timespec_elapsed(start).tv_sec >= 20)
-			break;
+	for (i = 0; i < 20 || d[0].rounds < 10 || d[1].rounds < 10 ||
+	     (i < 200 && timespec_elapsed(start).tv_sec < 20); i++) {
 		arm(&m, BLOCK + i % BLOCK, 1);
 		if (splits_in_place())
 			assert_sizes(&m, 0, 0, BLOCK - 1);

@@ -558,6 +558,7 @@ static void check_run(void)
 {
 	struct kvm_run *run = vcpu->run;
 	u64 page = model.page, want;
+	bool to_readonly = is_write_to_readonly(page, model.access);
 	struct ucall uc;
 	int r, err;
 
@@ -565,7 +566,7 @@ static void check_run(void)
 	err = r ? errno : 0;
 	model.can_resolve = false;
 
-	if (model.armed[page] && (!IS_ARM64 || !is_write_to_readonly(page, model.access))) {
+	if (model.armed[page] && !(IS_ARM64 && to_readonly)) {
 		compare("KVM_RUN: errno", err, EFAULT);
 		compare("exit", run->exit_reason, KVM_EXIT_MEMORY_FAULT);
 		compare("exit: flags", run->memory_fault.flags,
@@ -580,13 +581,13 @@ static void check_run(void)
 
 	compare("KVM_RUN: errno", err, 0);
 	model.pending = false;
-	if (slot_of(page) < 0 || is_write_to_readonly(page, model.access)) {
+	if (slot_of(page) < 0 || to_readonly) {
 		compare("exit", run->exit_reason, KVM_EXIT_MMIO);
 		compare("MMIO", run->mmio.phys_addr, page_gpa(page));
 		memset(run->mmio.data, 0xff, sizeof(run->mmio.data));
 		compare("KVM_RUN after MMIO", _vcpu_run(vcpu), 0);
 		want = model.access == READ ? ~0ull : model.new_val;
-		if (slot_of(page) >= 0)
+		if (to_readonly)
 			compare("READONLY memory", page_hva(page)[0], model.val[page]);
 	} else {
 		model_map(page);

@@ -1020,7 +1020,8 @@ static void handle_userfault(struct vcpu_thread *t)
 	struct pages p;
 	u64 i, how;
 
-	flags &= ~KVM_MEMORY_EXIT_FLAG_PRIVATE;
+	if (private)
+		flags &= ~KVM_MEMORY_EXIT_FLAG_PRIVATE;
 	TEST_ASSERT(flags == (KVM_MEMORY_EXIT_FLAG_USERFAULT | guest->access) &&
 		    run->memory_fault.size == psz,
 		    "Unexpected exit, flags 0x%llx size 0x%llx", run->memory_fault.flags,
